@@ -1,0 +1,143 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/knarr-dev/knarr/pkg/bundle/pack"
+)
+
+// fetchNFT unpacks Debian's nft with every library it needs and the loader.
+// It returns the files, for lib/nft, and the version.
+func fetchNFT(ctx context.Context, work string, licenses *bytes.Buffer) ([]pack.File, string, error) {
+	debs, root := filepath.Join(work, "debs"), filepath.Join(work, "debian")
+	if err := os.Mkdir(debs, 0o755); err != nil {
+		return nil, "", err
+	}
+	if _, err := command(ctx, debs, nil, "apt-get", append([]string{"download", "-q"}, debian()...)...); err != nil {
+		return nil, "", fmt.Errorf("%w; is there a package list (apt-get update)?", err)
+	}
+	paths, err := filepath.Glob(filepath.Join(debs, "*.deb"))
+	if err != nil {
+		return nil, "", err
+	}
+	var version string
+	for _, p := range paths {
+		if _, err := command(ctx, debs, nil, "dpkg-deb", "-x", p, root); err != nil {
+			return nil, "", err
+		}
+		about, err := command(ctx, debs, nil, "dpkg-deb", "-W", "--showformat=${Package} ${Version}", p)
+		if err != nil {
+			return nil, "", err
+		}
+		name, v, _ := strings.Cut(about, " ")
+		if name == "nftables" {
+			version = v
+		}
+		text, err := os.ReadFile(filepath.Join(root, "usr/share/doc", name, "copyright"))
+		if err != nil {
+			return nil, "", err
+		}
+		fmt.Fprintf(licenses, "==== Debian %s %s\n\n%s\n", name, v, text)
+	}
+	libs, err := objects(root)
+	if err != nil {
+		return nil, "", err
+	}
+	files, err := closure(libs, "nft")
+	return files, version, err
+}
+
+// objects finds programs and libraries below root, by file name. Debian's
+// libraries are links to a name with the full version; both lead to the file.
+func objects(root string) (map[string]string, error) {
+	found := map[string]string{}
+	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		if d.Type()&fs.ModeSymlink == 0 {
+			found[d.Name()] = p
+			return nil
+		}
+		to, err := os.Readlink(p)
+		if err != nil {
+			return err
+		}
+		if strings.Contains(d.Name(), ".so") && !path.IsAbs(to) {
+			found[d.Name()] = filepath.Join(filepath.Dir(p), to)
+		}
+		return nil
+	})
+	return found, err
+}
+
+// closure collects name and all it needs. The loader is stored as ld.so,
+// which is what our launcher runs on every processor.
+func closure(found map[string]string, name string) ([]pack.File, error) {
+	var files []pack.File
+	done := map[string]bool{}
+	todo := []string{name}
+	for len(todo) > 0 {
+		n := todo[0]
+		todo = todo[1:]
+		if done[n] {
+			continue
+		}
+		done[n] = true
+		p, ok := found[n]
+		if !ok {
+			return nil, fmt.Errorf("%s is in none of the packages %s", n, strings.Join(debian(), ", "))
+		}
+		data, err := os.ReadFile(p)
+		if err != nil {
+			return nil, err
+		}
+		f, err := elf.NewFile(bytes.NewReader(data))
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", n, err)
+		}
+		needs, err := f.ImportedLibraries()
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", n, err)
+		}
+		todo = append(todo, needs...)
+		mode := fs.FileMode(0o644)
+		as := n
+		switch {
+		case n == name:
+			mode = 0o755
+			loader, err := interpreter(f)
+			if err != nil {
+				return nil, err
+			}
+			todo = append(todo, loader)
+		case strings.HasPrefix(n, "ld-linux"):
+			mode, as = 0o755, "ld.so"
+		}
+		files = append(files, pack.File{Name: path.Join("lib/nft", as), Mode: mode, Data: data})
+	}
+	return files, nil
+}
+
+// interpreter is the base name of the loader that an executable asks for.
+func interpreter(f *elf.File) (string, error) {
+	i := slices.IndexFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
+	if i < 0 {
+		return "", errors.New("nft names no loader")
+	}
+	b := make([]byte, f.Progs[i].Filesz)
+	if _, err := f.Progs[i].ReadAt(b, 0); err != nil {
+		return "", fmt.Errorf("read nft's loader name: %w", err)
+	}
+	return path.Base(string(bytes.TrimRight(b, "\x00"))), nil
+}

@@ -1,0 +1,225 @@
+// Command knarr-bundle builds the archive of executables that Knarr carries:
+// runc, containerd's shim, CNI plugins, nft, crictl and the pause image.
+//
+// It needs Go, a C compiler with libseccomp's static library, zstd and
+// Debian's apt-get and dpkg-deb; scripts/deps.sh installs what is missing.
+// It works from any module:
+//
+//	go run github.com/knarr-dev/knarr/cmd/knarr-bundle -o bundle.tar.zst
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/knarr-dev/knarr/pkg/bundle"
+	"github.com/knarr-dev/knarr/pkg/bundle/ocitar"
+	"github.com/knarr-dev/knarr/pkg/bundle/pack"
+)
+
+// sources is this program itself: part of the key by which a finished archive
+// is known to be up to date.
+//
+//go:embed *.go c
+var sources embed.FS
+
+func main() {
+	out := flag.String("o", filepath.Join("build", "bundle", "bundle.tar.zst"), "archive to write")
+	force := flag.Bool("force", false, "build even if the archive is up to date")
+	list := flag.Bool("list", false, "print what the archive holds and end")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	run := func() error { return build(ctx, *out, *force) }
+	if *list {
+		run = func() error { return show(*out) }
+	}
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "knarr-bundle:", err)
+		os.Exit(1)
+	}
+}
+
+// build writes the archive unless the one in place was made from the same
+// inputs.
+func build(ctx context.Context, out string, force bool) error {
+	key, err := inputs()
+	if err != nil {
+		return err
+	}
+	keyFile := out + ".key"
+	if have, err := os.ReadFile(keyFile); err == nil && string(have) == key && !force {
+		if _, err := os.Stat(out); err == nil {
+			return nil
+		}
+	}
+	work, err := os.MkdirTemp("", "knarr-bundle-")
+	if err != nil {
+		return fmt.Errorf("make a folder to build in: %w", err)
+	}
+	defer os.RemoveAll(work)
+
+	groups := map[string]*pack.Group{groupRun: {}, groupNet: {}, groupLazy: {Lazy: true}}
+	versions := map[string]string{"go": runtime.Version()}
+	var licenses bytes.Buffer
+	for _, p := range programs() {
+		fmt.Fprintf(os.Stderr, "building %s %s\n", p.module, p.version)
+		files, err := buildProgram(ctx, work, p, &licenses)
+		if err != nil {
+			return fmt.Errorf("build %s %s: %w", p.module, p.version, err)
+		}
+		groups[p.group].Files = append(groups[p.group].Files, files...)
+		versions[p.module] = p.version
+	}
+	fmt.Fprintln(os.Stderr, "fetching nft")
+	nft, version, err := fetchNFT(ctx, work, &licenses)
+	if err != nil {
+		return fmt.Errorf("take nft from Debian's packages: %w", err)
+	}
+	versions["nftables"] = version
+	launcher, err := compileC(ctx, work, "nft")
+	if err != nil {
+		return err
+	}
+	pause, err := buildPause(ctx, work)
+	if err != nil {
+		return err
+	}
+	net, lazy := groups[groupNet], groups[groupLazy]
+	net.Files = append(net.Files, nft...)
+	net.Files = append(net.Files,
+		pack.File{Name: "bin/nft", Mode: 0o755, Data: launcher},
+		pack.File{Name: "images/pause.tar", Mode: 0o644, Data: pause})
+	texts := &pack.Group{Lazy: true, Files: []pack.File{{Name: "doc/LICENSES", Mode: 0o644, Data: licenses.Bytes()}}}
+
+	fmt.Fprintln(os.Stderr, "packing")
+	var archive bytes.Buffer
+	if _, err := pack.Write(ctx, &archive, versions, []pack.Group{*groups[groupRun], *net, *lazy, *texts}, pack.Zstd); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
+		return err
+	}
+	// The key goes first and comes last: a build cut off between the two
+	// leaves no archive that claims to be current.
+	if err := os.Remove(keyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(out+".new", archive.Bytes(), 0o644); err != nil {
+		return err
+	}
+	if err := os.Rename(out+".new", out); err != nil {
+		return err
+	}
+	if err := os.WriteFile(keyFile, []byte(key), 0o644); err != nil {
+		return err
+	}
+	return show(out)
+}
+
+// inputs is a digest of all that decides the archive's contents, save the
+// versions of Debian's packages, which only a look at the mirror would tell.
+func inputs() (string, error) {
+	h := sha256.New()
+	fmt.Fprintln(h, bundle.Format, runtime.Version(), runtime.GOARCH)
+	err := fs.WalkDir(sources, ".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || strings.HasSuffix(name, "_test.go") {
+			return err
+		}
+		b, err := sources.ReadFile(name)
+		fmt.Fprintf(h, "%s %d\n%s", name, len(b), b)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(h.Sum(nil)) + "\n", nil
+}
+
+// show prints each file's size and each group's, packed and unpacked.
+func show(out string) error {
+	data, err := os.ReadFile(out)
+	if err != nil {
+		return err
+	}
+	a, err := bundle.Open(data)
+	if err != nil {
+		return fmt.Errorf("%s: %w", out, err)
+	}
+	mb := func(n int64) float64 { return float64(n) / 1e6 }
+	for _, g := range a.Index().Groups {
+		how := "at start"
+		if g.Lazy {
+			how = "on demand"
+		}
+		for _, f := range g.Files {
+			fmt.Printf("  %8.3f MB  %s\n", mb(f.Size), f.Name)
+		}
+		fmt.Printf("%8.3f MB unpacked, %.3f MB packed (%.0f %% of the archive), unpacked %s\n\n",
+			mb(g.Size), mb(g.Length), 100*float64(g.Length)/float64(len(data)), how)
+	}
+	fmt.Printf("%s: %.3f MB, contents %s\n", out, mb(int64(len(data))), a.ID())
+	return nil
+}
+
+// buildPause makes the image that every pod's sandbox runs.
+func buildPause(ctx context.Context, work string) ([]byte, error) {
+	bin, err := compileC(ctx, work, "pause")
+	if err != nil {
+		return nil, err
+	}
+	var buf bytes.Buffer
+	err = ocitar.Write(&buf, ocitar.Image{
+		Name: pauseImage, Arch: runtime.GOARCH, Entrypoint: []string{"/pause"},
+		Files: []ocitar.File{{Name: "pause", Mode: 0o755, Data: bin}},
+	})
+	return buf.Bytes(), err
+}
+
+// compileC builds one of our small C programs, which use no C library.
+func compileC(ctx context.Context, work, name string) ([]byte, error) {
+	for _, f := range []string{name + ".c", "sys.h"} {
+		src, err := sources.ReadFile("c/" + f)
+		if err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(work, f), src, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	out := filepath.Join(work, name+".bin")
+	_, err := command(ctx, work, nil, "gcc", "-Os", "-static", "-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-pie", "-no-pie",
+		"-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-tree-loop-distribute-patterns",
+		"-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none,-z,noexecstack,-z,noseparate-code", "-s", "-o", out, name+".c")
+	if err != nil {
+		return nil, fmt.Errorf("compile %s.c: %w", name, err)
+	}
+	return os.ReadFile(out)
+}
+
+// command runs a tool and returns what it printed. Its complaint is part of
+// the error.
+func command(ctx context.Context, dir string, env []string, name string, args ...string) (string, error) {
+	var stdout, stderr bytes.Buffer
+	c := exec.CommandContext(ctx, name, args...)
+	c.Dir, c.Env = dir, append(os.Environ(), env...)
+	c.Stdout, c.Stderr = &stdout, &stderr
+	if err := c.Run(); err != nil {
+		return "", fmt.Errorf("%s %s: %w\n%s", name, args[0], err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}

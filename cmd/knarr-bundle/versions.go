@@ -1,0 +1,66 @@
+package main
+
+// program is an executable built from a Go module.
+type program struct {
+	module, version string
+	packages        []string // what to build; each gives one file
+	dir             string   // where in the bundle
+	cgo             bool
+	tags            string
+	ldflags         string // beyond those every program gets
+	group           string
+}
+
+// Where a file goes decides when it is unpacked: groups are decompressed side
+// by side at the first start, "lazy" only when asked for. The two eager ones
+// are about equally large, so that two cores end together.
+const (
+	groupRun  = "run"
+	groupNet  = "net"
+	groupLazy = "lazy"
+)
+
+// programs is the one place that says which versions are in the bundle.
+func programs() []program {
+	return []program{
+		{
+			module: "github.com/opencontainers/runc", version: "v1.5.2",
+			packages: []string{"."}, dir: "bin", group: groupRun,
+			// seccomp needs libseccomp, hence cgo. The documentation generator of
+			// its command line library is left out.
+			cgo: true, tags: "seccomp netgo osusergo urfave_cli_no_docs",
+		},
+		{
+			module: "github.com/containerd/containerd/v2", version: "v2.3.7",
+			packages: []string{"cmd/containerd-shim-runc-v2"}, dir: "bin", group: groupRun,
+			// Shims speak ttrpc; without gRPC each one is smaller in memory.
+			tags:    "no_grpc netgo osusergo",
+			ldflags: "-X github.com/containerd/containerd/v2/version.Version=v2.3.7",
+		},
+		{
+			module: "github.com/containernetworking/plugins", version: "v1.9.1",
+			packages: []string{"plugins/ipam/host-local", "plugins/main/bridge", "plugins/main/loopback", "plugins/meta/portmap"},
+			dir:      "cni", group: groupNet,
+			tags:    "netgo osusergo",
+			ldflags: "-X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=v1.9.1",
+		},
+		{
+			module: "sigs.k8s.io/cri-tools", version: "v1.36.0",
+			packages: []string{"cmd/crictl"}, dir: "bin", group: groupLazy,
+			tags:    "netgo osusergo",
+			ldflags: "-X sigs.k8s.io/cri-tools/pkg/version.Version=v1.36.0",
+		},
+	}
+}
+
+// debian lists the packages that nft and all its libraries come from, in the
+// version that the building machine's Debian offers. The build fails, and
+// says what is missing, if a library is in none of them.
+func debian() []string {
+	return []string{
+		"nftables", "libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libgmp10", "libxtables12",
+		"libedit2", "libbsd0", "libmd0", "libtinfo6", "libc6",
+	}
+}
+
+const pauseImage = "knarr.dev/pause:1"

@@ -1,0 +1,110 @@
+// Package addons is the list of what Knarr brings beside Kubernetes itself,
+// each of it in this process.
+package addons
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/knarr-dev/knarr/pkg/addons/dns"
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/part"
+	"github.com/knarr-dev/knarr/pkg/pki"
+)
+
+// Addons is the part.
+type Addons struct {
+	// DNSSockets are where cluster DNS answers. They belong to the caller, who
+	// may hand them to the process that follows; nil leaves DNS out.
+	DNSSockets *dns.Sockets
+}
+
+var _ part.Part = Addons{}
+
+// Components implements part.Part.
+func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
+	c := env.Config
+	var specs []component.Spec
+	if a.DNSSockets != nil && !slices.Contains(c.Disable, "dns") {
+		granted := make(chan struct{})
+		cfg := dns.Config{
+			REST: func() (*rest.Config, error) {
+				return env.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.DNS }), nil
+			},
+			APIReady:   granted,
+			ClusterIP:  c.Network.ClusterDNS,
+			Domain:     c.Network.ClusterDomain,
+			CIDRs:      []netip.Prefix{c.Network.ServiceCIDR, c.Network.ClusterCIDR},
+			ResolvConf: c.Node.ResolvConf,
+			Sockets:    a.DNSSockets,
+			Log:        env.Log,
+		}
+		d, err := dns.New(cfg)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs,
+			component.Spec{Component: d, Class: component.Retried},
+			component.Spec{Component: component.Func("dns-objects", []string{"apiserver"}, applier(env, dns.Objects(cfg), granted)), Class: component.Retried})
+	}
+	return specs, nil
+}
+
+// applier writes an add-on's own objects and then closes done.
+func applier(env *part.Env, objects []runtime.Object, done chan struct{}) func(context.Context, chan<- struct{}) error {
+	return func(ctx context.Context, ready chan<- struct{}) error {
+		client, err := env.Client()
+		if err != nil {
+			return fmt.Errorf("create client: %w", err)
+		}
+		for _, o := range objects {
+			if err := apply(ctx, client, o); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-done:
+		default:
+			close(done)
+		}
+		close(ready)
+		<-ctx.Done()
+		return nil
+	}
+}
+
+// apply writes one object by server-side apply: an object that is already as
+// it should be costs no write to the store.
+func apply(ctx context.Context, client kubernetes.Interface, o runtime.Object) error {
+	data, err := json.Marshal(o)
+	if err != nil {
+		return fmt.Errorf("encode %T: %w", o, err)
+	}
+	opts := metav1.PatchOptions{FieldManager: "knarr", Force: new(bool)}
+	*opts.Force = true
+	switch o := o.(type) {
+	case *rbacv1.ClusterRole:
+		_, err = client.RbacV1().ClusterRoles().Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
+	case *rbacv1.ClusterRoleBinding:
+		_, err = client.RbacV1().ClusterRoleBindings().Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
+	case *corev1.Service:
+		_, err = client.CoreV1().Services(o.Namespace).Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
+	default:
+		return fmt.Errorf("apply %T: add-ons have no such objects", o)
+	}
+	if err != nil {
+		return fmt.Errorf("apply %T: %w", o, err)
+	}
+	return nil
+}

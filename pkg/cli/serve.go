@@ -1,0 +1,328 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/addons"
+	"github.com/knarr-dev/knarr/pkg/addons/dns"
+	"github.com/knarr-dev/knarr/pkg/bundle"
+	"github.com/knarr-dev/knarr/pkg/cluster"
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/host"
+	"github.com/knarr-dev/knarr/pkg/logs"
+	"github.com/knarr-dev/knarr/pkg/node"
+	"github.com/knarr-dev/knarr/pkg/part"
+	"github.com/knarr-dev/knarr/pkg/sdnotify"
+	"github.com/knarr-dev/knarr/pkg/status"
+	"github.com/knarr-dev/knarr/pkg/version"
+)
+
+// dnsFDs is the name of DNS' sockets in systemd's store, and inheritedFDs the
+// variable that carries their numbers over an exec of ourselves.
+const (
+	dnsFDs       = "knarr-dns"
+	inheritedFDs = "KNARR_INHERITED_DNS_FDS"
+)
+
+// server is one run of `knarr server`.
+type server struct {
+	cfg      *config.Config
+	log      *slog.Logger
+	out      io.Writer
+	notifier *sdnotify.Notifier
+	facts    host.Facts
+	sockets  *dns.Sockets
+}
+
+// runServer checks the machine, changes what has to be changed, and runs a
+// cluster until ctx ends. SIGHUP restarts it in place: pods go on, DNS queries
+// wait, and a new executable at the same path takes over.
+func runServer(ctx context.Context, cfg *config.Config) error {
+	environ := slices.DeleteFunc(os.Environ(), func(e string) bool {
+		return strings.HasPrefix(e, inheritedFDs+"=") || strings.HasPrefix(e, "LISTEN_")
+	})
+	s := &server{cfg: cfg, out: os.Stderr}
+	s.log = logs.Setup(s.out, logs.Options{Debug: cfg.Log.Debug, JSON: cfg.Log.Format == "json"})
+	// Both are taken out of the environment before any upstream part looks.
+	s.notifier = sdnotify.FromEnv()
+	stored := sdnotify.ListenFDs()[dnsFDs]
+
+	if err := s.preflight(); err != nil {
+		return err
+	}
+	lock, err := host.TakeLock(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := s.prepare(); err != nil {
+		return err
+	}
+	if err := s.listenDNS(ctx, append(stored, inherited()...)); err != nil {
+		return err
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	restart, err := s.run(ctx, hup)
+	if err != nil || !restart {
+		return err
+	}
+	return s.exec(environ)
+}
+
+// preflight tells everything that is wrong before anything is changed.
+func (s *server) preflight() error {
+	c := s.cfg
+	problems := host.Preflight(host.Config{
+		DataDir: c.DataDir, RunDir: c.RunDir,
+		ClusterCIDR:    []netip.Prefix{c.Network.ClusterCIDR},
+		ServiceCIDR:    []netip.Prefix{c.Network.ServiceCIDR},
+		NodeIPs:        c.Node.IPs,
+		DisableAgent:   c.DisableAgent,
+		Snapshotter:    c.Node.Snapshotter,
+		FlannelBackend: c.Network.FlannelBackend,
+		KubeVersion:    version.Kubernetes,
+		ServerDir:      c.ServerDir(),
+	})
+	for _, p := range problems.Warnings() {
+		s.log.Warn(p.Error())
+	}
+	return problems.Err()
+}
+
+// prepare changes the machine, and keeps a record of it.
+func (s *server) prepare() error {
+	c := s.cfg
+	var err error
+	if s.facts, err = host.Detect(); err != nil {
+		return err
+	}
+	for _, dir := range []string{c.ServerDir(), c.AgentDir(), c.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("create folder: %w", err)
+		}
+	}
+	if err := host.RecordStoreVersion(c.ServerDir(), version.Kubernetes); err != nil {
+		return err
+	}
+	proxy, err := config.ProxyEnv(os.Environ(), c)
+	if err != nil {
+		return err
+	}
+	for name, value := range proxy.Environ() {
+		if err := os.Setenv(name, value); err != nil {
+			return fmt.Errorf("set %s: %w", name, err)
+		}
+	}
+	if c.DisableAgent {
+		return nil
+	}
+	ledger, err := host.OpenLedger(c.DataDir)
+	if err != nil {
+		return err
+	}
+	if err := ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
+		return err
+	}
+	if c.Node.ResolvConf == "" {
+		// A host without name servers that pods could reach: an empty file keeps
+		// them from getting its loopback addresses.
+		c.Node.ResolvConf = filepath.Join(c.AgentDir(), "resolv.conf")
+		if err := os.WriteFile(c.Node.ResolvConf, nil, 0o644); err != nil {
+			return fmt.Errorf("write an empty resolv.conf for pods: %w", err)
+		}
+	}
+	return host.PrepareCgroups(s.facts)
+}
+
+// listenDNS opens DNS' sockets, or takes those that the process before left, in
+// which queries have been waiting.
+func (s *server) listenDNS(ctx context.Context, files []*os.File) error {
+	c := s.cfg
+	if c.DisableAgent || slices.Contains(c.Disable, "dns") {
+		return nil
+	}
+	addr := netip.AddrPortFrom(c.Network.ClusterDNS, 53)
+	if err := dns.EnsureAddress(c.Network.ClusterDNS); err != nil {
+		return err
+	}
+	var err error
+	if len(files) > 0 {
+		if s.sockets, err = dns.FromFiles(files...); err == nil && s.sockets.Addr() == addr {
+			return nil
+		}
+		s.log.Warn("sockets of the process before cannot be used", "err", err)
+	}
+	if s.sockets, err = dns.Listen(ctx, addr); err != nil {
+		return err
+	}
+	kept, err := s.sockets.Files()
+	if err != nil {
+		return err
+	}
+	defer closeAll(kept)
+	return s.notifier.StoreFDs(dnsFDs, kept...)
+}
+
+// run runs the cluster until ctx ends, it fails, or hup asks for a restart.
+func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, err error) {
+	parts, err := s.parts()
+	if err != nil {
+		return false, err
+	}
+	c, err := cluster.New(cluster.Config{Config: s.cfg, Parts: parts, Log: s.log})
+	if err != nil {
+		return false, err
+	}
+	// The status outlives the components, so that it tells how they stop.
+	statusCtx, stopStatus := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopStatus()
+	told := &status.Server{Socket: s.cfg.StatusSocket(), Report: c.Status, Log: s.log}
+	statusDone := make(chan error, 1)
+	go func() { statusDone <- told.Run(statusCtx, make(chan struct{})) }()
+
+	runCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := c.Start(context.WithoutCancel(ctx)); err != nil {
+		return false, err
+	}
+	defer c.Close()
+	go s.announce(runCtx, c)
+	go func() {
+		err := s.notifier.RunWatchdog(runCtx, func() error { _ = c.Status(); return nil })
+		if err != nil && runCtx.Err() == nil {
+			s.log.Warn("watchdog", "err", err)
+		}
+	}()
+
+	select {
+	case <-ctx.Done():
+	case <-hup:
+		restart = true
+	case err = <-c.Err():
+	case err = <-statusDone:
+	}
+	cancel()
+	if nerr := s.notifier.Stopping(); nerr != nil {
+		s.log.Debug("notify", "err", nerr)
+	}
+	c.Close()
+	if err == nil {
+		err = <-c.Err()
+	}
+	return restart && err == nil, err
+}
+
+func (s *server) parts() ([]part.Part, error) {
+	if s.cfg.DisableAgent {
+		return nil, nil
+	}
+	archive, err := bundle.Embedded()
+	if err != nil {
+		return nil, err
+	}
+	_, err = os.Stat(filepath.Join(s.cfg.ServerDir(), "db", "state.db"))
+	return []part.Part{
+		&node.Node{Bundle: archive, Facts: s.facts, NewCluster: errors.Is(err, fs.ErrNotExist)},
+		addons.Addons{DNSSockets: s.sockets},
+	}, nil
+}
+
+// announce tells whoever waits when the cluster is ready, and keeps systemd's
+// status line true.
+func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
+	notify := func(text string) {
+		if err := s.notifier.Status(text); err != nil {
+			s.log.Debug("notify", "err", err)
+		}
+	}
+	notify("starting")
+	select {
+	case <-c.Ready():
+	case <-ctx.Done():
+		return
+	}
+	if s.cfg.Log.Timings {
+		s.timings(c)
+	}
+	s.log.Info("ready", "after", time.Since(c.Status().StartedAt).Round(time.Millisecond), "version", version.Kubernetes, "kubeconfig", s.cfg.Kubeconfig.Path)
+	if err := s.notifier.Ready(); err != nil {
+		s.log.Warn("tell systemd that the cluster is ready", "err", err)
+	}
+	notify("ready")
+}
+
+// timings prints when each component was ready.
+func (s *server) timings(c *cluster.Cluster) {
+	all := c.Status().Components
+	slices.SortStableFunc(all, func(a, b component.Status) int { return int(a.ReadyAfter.Duration - b.ReadyAfter.Duration) })
+	for _, st := range all {
+		fmt.Fprintf(s.out, "%8.3f s  %s\n", st.ReadyAfter.Seconds(), st.Name)
+	}
+}
+
+// exec replaces this process by the executable at our path, with DNS' sockets.
+func (s *server) exec(environ []string) error {
+	path, err := exec.LookPath(os.Args[0])
+	if err != nil {
+		return fmt.Errorf("restart: find executable: %w", err)
+	}
+	if s.sockets != nil {
+		files, err := s.sockets.Files()
+		if err != nil {
+			return fmt.Errorf("restart: %w", err)
+		}
+		var fds []string
+		for _, f := range files {
+			if _, err := unix.FcntlInt(f.Fd(), unix.F_SETFD, 0); err != nil {
+				return fmt.Errorf("restart: keep socket open: %w", err)
+			}
+			fds = append(fds, strconv.Itoa(int(f.Fd())))
+		}
+		environ = append(environ, inheritedFDs+"="+strings.Join(fds, ","))
+	}
+	s.log.Info("restarting", "executable", path)
+	if err := unix.Exec(path, os.Args, environ); err != nil {
+		return fmt.Errorf("restart %s: %w", path, err)
+	}
+	return nil
+}
+
+// inherited are the sockets that an exec of ourselves kept open.
+func inherited() []*os.File {
+	var files []*os.File
+	for n := range strings.SplitSeq(os.Getenv(inheritedFDs), ",") {
+		if fd, err := strconv.Atoi(n); err == nil {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), dnsFDs))
+		}
+	}
+	// Children would take it for theirs.
+	_ = os.Unsetenv(inheritedFDs)
+	return files
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // duplicates; the sockets live on
+	}
+}

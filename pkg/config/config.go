@@ -1,0 +1,143 @@
+// Package config holds the one Config of Knarr: what flags, environment and
+// files say, nested by the part of the program that it concerns.
+package config
+
+import (
+	"net/netip"
+	"path/filepath"
+)
+
+// Config is everything a server or agent is told from outside.
+type Config struct {
+	// DataDir keeps all state. Default /var/lib/knarr.
+	DataDir string
+	// RunDir keeps sockets and what a reboot may forget. Default /run/knarr.
+	RunDir string
+
+	API          API
+	Kubeconfig   Kubeconfig
+	Network      Network
+	Node         Node
+	ControlPlane ControlPlane
+	Store        Store
+	Log          Log
+
+	// Disable names add-ons that are not started: dns.
+	Disable []string
+	// DisableAgent runs the control plane only, with no node in this process.
+	DisableAgent bool
+
+	// File is the configuration file that was read, beside its drop-ins in
+	// File + ".d". Default /etc/knarr/config.yaml, which need not exist.
+	File string
+
+	// origins tells for each option, by name, where its values come from: one
+	// entry for a single value, one for each element of a list. An option that
+	// nobody set has none.
+	origins map[string][]string
+	// broken holds the options whose text could not be read; what depends on
+	// them is not checked, lest one mistake be told twice.
+	broken map[string]bool
+}
+
+// API is where the API server listens and what it is called.
+type API struct {
+	// Port is the HTTPS port. Default 6443.
+	Port int
+	// BindAddress is the address listened on. Default: all, which is 0.0.0.0, or
+	// :: in an IPv6 cluster.
+	BindAddress netip.Addr
+	// AdvertiseAddress is published to the cluster's members. Default:
+	// BindAddress where that is one address, else the node's first.
+	AdvertiseAddress netip.Addr
+	// TLSSANs are further names and addresses for the serving certificate.
+	TLSSANs []string
+}
+
+// Kubeconfig is the administrator's kubeconfig that a server writes.
+type Kubeconfig struct {
+	// Path defaults to /etc/knarr/kubeconfig.yaml.
+	Path string
+	// Mode is the file's permission bits. Default 0600.
+	Mode uint32
+	// Group owns the file, by name or number. Default: root's.
+	Group string
+}
+
+// Network is the cluster's address plan.
+type Network struct {
+	// ClusterCIDR is where pods get their addresses. Default 10.42.0.0/16.
+	ClusterCIDR netip.Prefix
+	// ServiceCIDR is where Services get theirs. Default 10.43.0.0/16.
+	ServiceCIDR netip.Prefix
+	// ClusterDNS defaults to the tenth address of ServiceCIDR.
+	ClusterDNS netip.Addr
+	// ClusterDomain defaults to cluster.local.
+	ClusterDomain string
+	// NodePortRange is the first and last port of NodePorts. Default 30000-32767.
+	NodePortRange string
+	// FlannelBackend is vxlan (default), host-gw or none.
+	FlannelBackend string
+	// FlannelIface is the link that flannel's packets leave by. Default: the default route's.
+	FlannelIface string
+	// DisableKubeProxy leaves Services to another program.
+	DisableKubeProxy bool
+}
+
+// Node is the machine as a node of the cluster.
+type Node struct {
+	// Name defaults to the lower-cased host name.
+	Name string
+	// IPs are the node's addresses. Default: the default route's source address.
+	IPs []netip.Addr
+	// Labels and Taints are set when the node registers: key=value, key=value:effect.
+	Labels []string
+	Taints []string
+	// PodManifestPath is the folder of static pods, or one file. Default
+	// <data-dir>/agent/pod-manifests.
+	PodManifestPath string
+	// ResolvConf is the file that pods and the DNS forwarder take upstream servers from.
+	// Default: the host's, with loopback stubs avoided; empty if the host has none.
+	ResolvConf string
+	// Snapshotter is overlayfs (default) or native.
+	Snapshotter string
+	// ContainerRuntimeEndpoint uses another CRI runtime, at unix://<path>;
+	// containerd is then not started.
+	ContainerRuntimeEndpoint string
+	// KubeletArgs and KubeProxyArgs are further upstream flags, name=value.
+	KubeletArgs   []string
+	KubeProxyArgs []string
+}
+
+// ControlPlane holds further upstream flags, name=value.
+type ControlPlane struct {
+	APIServerArgs         []string
+	ControllerManagerArgs []string
+	SchedulerArgs         []string
+}
+
+// Store is the datastore's settings.
+type Store struct {
+	// Synchronous is SQLite's: full (default; every acknowledged write survives
+	// power loss) or normal (survives a crash of the process only).
+	Synchronous string
+}
+
+// Log is how much is said, and how.
+type Log struct {
+	// Debug raises the level from info to debug.
+	Debug bool
+	// Timings prints when each component was ready.
+	Timings bool
+	// Format is text (default) or json.
+	Format string
+}
+
+// ServerDir keeps what only a server has: store, authorities, manifests.
+func (c *Config) ServerDir() string { return filepath.Join(c.DataDir, "server") }
+
+// AgentDir keeps what every node has: containerd, images, static pods.
+func (c *Config) AgentDir() string { return filepath.Join(c.DataDir, "agent") }
+
+// StatusSocket is where a running Knarr tells its components' states.
+func (c *Config) StatusSocket() string { return filepath.Join(c.RunDir, "status.sock") }

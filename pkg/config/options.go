@@ -1,0 +1,208 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// Option is one setting: a flag, an environment variable, a key of the
+// configuration files and a line of the reference are all made from it.
+type Option struct {
+	// Name is the flag without its dashes, and the key in files.
+	Name string
+	// Short is the one-letter flag, or empty.
+	Short string
+	// Group is the heading that help and reference show the option under.
+	Group string
+	// Arg stands for the value in help texts. Empty for a switch.
+	Arg string
+	// Help is one sentence without a full stop, begun in lower case.
+	Help string
+	// Default is the value when nobody sets one, as a user would write it.
+	Default string
+	// DefaultText tells in words a default that is found on the machine or
+	// follows from other options; Default is then empty.
+	DefaultText string
+	// Choices are the only values allowed, if not empty.
+	Choices []string
+	// Hidden keeps the option out of help and reference.
+	Hidden bool
+
+	// whole values are not split at commas, since they may hold some.
+	whole bool
+	// notInFile options choose the file, so a file can't set them.
+	notInFile bool
+	// field points to where the value goes.
+	field func(*Config) any
+}
+
+// The headings, in the order of help and reference.
+const (
+	groupGeneral    = "General"
+	groupNode       = "Node"
+	groupNetwork    = "Network"
+	groupAPI        = "API server"
+	groupKubeconfig = "Administrator's kubeconfig"
+	groupParts      = "What runs"
+	groupUpstream   = "Further flags of Kubernetes' own components"
+)
+
+// Groups returns the headings of options in the order they are shown.
+func Groups() []string {
+	return []string{groupGeneral, groupNode, groupNetwork, groupAPI, groupKubeconfig, groupParts, groupUpstream}
+}
+
+// DefaultFile is read when nobody names a configuration file. It need not exist.
+const DefaultFile = "/etc/knarr/config.yaml"
+
+// Options returns every option of a server, in the order of the reference.
+func Options() []Option {
+	return []Option{
+		{Name: "config", Short: "c", Group: groupGeneral, Arg: "file", Default: DefaultFile, notInFile: true,
+			Help:  "configuration file; then the folder of that name with .d behind it is read",
+			field: func(c *Config) any { return &c.File }},
+		{Name: "data-dir", Short: "d", Group: groupGeneral, Arg: "folder", Default: "/var/lib/knarr",
+			Help:  "folder of all state",
+			field: func(c *Config) any { return &c.DataDir }},
+		{Name: "run-dir", Group: groupGeneral, Arg: "folder", Default: "/run/knarr", Hidden: true,
+			Help:  "folder of sockets and of what a reboot may forget",
+			field: func(c *Config) any { return &c.RunDir }},
+		{Name: "debug", Group: groupGeneral,
+			Help:  "log at debug level",
+			field: func(c *Config) any { return &c.Log.Debug }},
+		{Name: "log-format", Group: groupGeneral, Arg: "format", Default: "text", Choices: []string{"text", "json"},
+			Help:  "form of log lines",
+			field: func(c *Config) any { return &c.Log.Format }},
+		{Name: "timings", Group: groupGeneral,
+			Help:  "print when each component was ready",
+			field: func(c *Config) any { return &c.Log.Timings }},
+
+		{Name: "node-name", Group: groupNode, Arg: "name", DefaultText: "the host name in lower case",
+			Help:  "name of this node",
+			field: func(c *Config) any { return &c.Node.Name }},
+		{Name: "node-ip", Group: groupNode, Arg: "address,...", DefaultText: "the default route's source address",
+			Help:  "addresses of this node, the first being its main one",
+			field: func(c *Config) any { return &c.Node.IPs }},
+		{Name: "node-label", Group: groupNode, Arg: "key=value,...",
+			Help:  "labels that the node registers with",
+			field: func(c *Config) any { return &c.Node.Labels }},
+		{Name: "node-taint", Group: groupNode, Arg: "key=value:effect,...",
+			Help:  "taints that the node registers with",
+			field: func(c *Config) any { return &c.Node.Taints }},
+		{Name: "resolv-conf", Group: groupNode, Arg: "file", DefaultText: "the host's; with systemd-resolved, the one that names its upstream servers",
+			Help:  "file that pods and the cluster's DNS take upstream name servers from",
+			field: func(c *Config) any { return &c.Node.ResolvConf }},
+		{Name: "pod-manifest-path", Group: groupNode, Arg: "path", DefaultText: "agent/pod-manifests in data-dir",
+			Help:  "folder of static pods",
+			field: func(c *Config) any { return &c.Node.PodManifestPath }},
+		{Name: "snapshotter", Group: groupNode, Arg: "name", Default: "overlayfs", Choices: []string{"overlayfs", "native"},
+			Help:  "how containerd keeps image layers; native copies them, for file systems without overlays",
+			field: func(c *Config) any { return &c.Node.Snapshotter }},
+		{Name: "container-runtime-endpoint", Group: groupNode, Arg: "socket", DefaultText: "the containerd in this process",
+			Help:  "unix socket of another container runtime (CRI) to use",
+			field: func(c *Config) any { return &c.Node.ContainerRuntimeEndpoint }},
+
+		{Name: "cluster-cidr", Group: groupNetwork, Arg: "range", Default: "10.42.0.0/16",
+			Help:  "addresses of pods",
+			field: func(c *Config) any { return &c.Network.ClusterCIDR }},
+		{Name: "service-cidr", Group: groupNetwork, Arg: "range", Default: "10.43.0.0/16",
+			Help:  "addresses of Services",
+			field: func(c *Config) any { return &c.Network.ServiceCIDR }},
+		{Name: "cluster-dns", Group: groupNetwork, Arg: "address", DefaultText: "the tenth address of service-cidr",
+			Help:  "address of the cluster's DNS server",
+			field: func(c *Config) any { return &c.Network.ClusterDNS }},
+		{Name: "cluster-domain", Group: groupNetwork, Arg: "name", Default: "cluster.local",
+			Help:  "DNS domain of the cluster",
+			field: func(c *Config) any { return &c.Network.ClusterDomain }},
+		{Name: "service-node-port-range", Group: groupNetwork, Arg: "first-last", Default: "30000-32767",
+			Help:  "ports of Services of type NodePort",
+			field: func(c *Config) any { return &c.Network.NodePortRange }},
+		{Name: "flannel-backend", Group: groupNetwork, Arg: "name", Default: "vxlan", Choices: []string{"vxlan", "host-gw", "none"},
+			Help:  "how pods reach those of other nodes; none leaves the pod network to you",
+			field: func(c *Config) any { return &c.Network.FlannelBackend }},
+		{Name: "flannel-iface", Group: groupNetwork, Arg: "link", DefaultText: "the default route's",
+			Help:  "network link by which flannel's packets leave",
+			field: func(c *Config) any { return &c.Network.FlannelIface }},
+		{Name: "disable-kube-proxy", Group: groupNetwork,
+			Help:  "leave Services to another program",
+			field: func(c *Config) any { return &c.Network.DisableKubeProxy }},
+
+		{Name: "https-listen-port", Group: groupAPI, Arg: "port", Default: "6443",
+			Help:  "port of the Kubernetes API",
+			field: func(c *Config) any { return &c.API.Port }},
+		{Name: "bind-address", Group: groupAPI, Arg: "address", DefaultText: "all, which is 0.0.0.0, or :: in an IPv6 cluster",
+			Help:  "address that the API server listens on",
+			field: func(c *Config) any { return &c.API.BindAddress }},
+		{Name: "advertise-address", Group: groupAPI, Arg: "address", DefaultText: "bind-address if it is one address, else the first of node-ip",
+			Help:  "address by which the cluster's members reach the API server",
+			field: func(c *Config) any { return &c.API.AdvertiseAddress }},
+		{Name: "tls-san", Group: groupAPI, Arg: "name,...",
+			Help:  "further names and addresses for the API server's certificate",
+			field: func(c *Config) any { return &c.API.TLSSANs }},
+
+		{Name: "write-kubeconfig", Short: "o", Group: groupKubeconfig, Arg: "file", Default: "/etc/knarr/kubeconfig.yaml",
+			Help:  "where to write the administrator's kubeconfig",
+			field: func(c *Config) any { return &c.Kubeconfig.Path }},
+		{Name: "write-kubeconfig-mode", Group: groupKubeconfig, Arg: "mode", Default: "0600",
+			Help:  "its permission bits, in octal",
+			field: func(c *Config) any { return &c.Kubeconfig.Mode }},
+		{Name: "write-kubeconfig-group", Group: groupKubeconfig, Arg: "group", DefaultText: "root's",
+			Help:  "its group, by name or number",
+			field: func(c *Config) any { return &c.Kubeconfig.Group }},
+
+		{Name: "disable", Group: groupParts, Arg: "add-on,...", Choices: []string{"dns"},
+			Help:  "add-ons not to start",
+			field: func(c *Config) any { return &c.Disable }},
+		{Name: "disable-agent", Group: groupParts,
+			Help:  "run the control plane only: this machine becomes no node",
+			field: func(c *Config) any { return &c.DisableAgent }},
+		{Name: "datastore-synchronous", Group: groupParts, Arg: "level", Default: "full", Choices: []string{"full", "normal"},
+			Help:  "what acknowledged writes survive: full, a power cut; normal, a crash of the process",
+			field: func(c *Config) any { return &c.Store.Synchronous }},
+
+		upstream("kube-apiserver", func(c *Config) any { return &c.ControlPlane.APIServerArgs }),
+		upstream("kube-controller-manager", func(c *Config) any { return &c.ControlPlane.ControllerManagerArgs }),
+		upstream("kube-scheduler", func(c *Config) any { return &c.ControlPlane.SchedulerArgs }),
+		upstream("kubelet", func(c *Config) any { return &c.Node.KubeletArgs }),
+		upstream("kube-proxy", func(c *Config) any { return &c.Node.KubeProxyArgs }),
+	}
+}
+
+// upstream is the option that hands further flags to one of Kubernetes' own components.
+func upstream(component string, field func(*Config) any) Option {
+	return Option{Name: component + "-arg", Group: groupUpstream, Arg: "name=value", whole: true,
+		Help: "flag for " + component + "; may be repeated", field: field}
+}
+
+// Env is the environment variable that sets the option.
+func (o Option) Env() string {
+	return "KNARR_" + strings.ToUpper(strings.ReplaceAll(o.Name, "-", "_"))
+}
+
+// IsSwitch tells whether the option is on or off.
+func (o Option) IsSwitch() bool {
+	_, ok := o.field(new(Config)).(*bool)
+	return ok
+}
+
+// IsList tells whether the option takes several values.
+func (o Option) IsList() bool {
+	return isList(o.field(new(Config)))
+}
+
+// isPath tells whether the value names a file or folder.
+func (o Option) isPath() bool {
+	return o.Arg == "file" || o.Arg == "folder" || o.Arg == "path"
+}
+
+// SplitsAtCommas tells whether one text may hold several values.
+func (o Option) SplitsAtCommas() bool { return o.IsList() && !o.whole }
+
+// find returns the option of a name.
+func find(options []Option, name string) (Option, bool) {
+	i := slices.IndexFunc(options, func(o Option) bool { return o.Name == name })
+	if i < 0 {
+		return Option{}, false
+	}
+	return options[i], true
+}

@@ -1,0 +1,267 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	genericapiserver "k8s.io/apiserver/pkg/server"
+	"k8s.io/apiserver/pkg/server/egressselector"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
+	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
+
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/datastore"
+)
+
+// APIServer opens the store and serves the Kubernetes API over it.
+//
+// It is ready when it answers requests and what every client relies on is in
+// the store: namespaces, roles, priority classes, the default ServiceAccount.
+// A port that is taken and a store that cannot be opened are found before any
+// state of the process is touched, so that Run can simply be called again.
+type APIServer struct {
+	cfg Config
+	log *slog.Logger
+	// answering is closed when the first connection can be accepted.
+	answering chan struct{}
+	once      sync.Once
+}
+
+var _ component.Component = (*APIServer)(nil)
+
+// NewAPIServer returns the component; nothing happens until Run.
+func NewAPIServer(cfg Config, log *slog.Logger) *APIServer {
+	return &APIServer{cfg: cfg, log: log, answering: make(chan struct{})}
+}
+
+// Name implements component.Component.
+func (a *APIServer) Name() string { return "apiserver" }
+
+// Needs implements component.Component.
+func (a *APIServer) Needs() []string { return []string{"pki"} }
+
+// Answering is a component that is ready when the API server accepts
+// connections, a little before it has its bootstrap objects: enough for the
+// controllers, whose informers start to load meanwhile.
+func (a *APIServer) Answering() component.Component {
+	return component.Func("apiserver-tls", nil, func(ctx context.Context, ready chan<- struct{}) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.answering:
+		}
+		close(ready)
+		<-ctx.Done()
+		return nil
+	})
+}
+
+// Run implements component.Component.
+func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
+	c := a.cfg.Config
+	addr := net.JoinHostPort(c.API.BindAddress.String(), strconv.Itoa(c.API.Port))
+	// SO_REUSEADDR is Go's default; connections made now wait in the backlog
+	// until the server accepts, so that no client has to try twice.
+	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listen on %s (--https-listen-port): %w; end the program that holds the port, or choose another", addr, err)
+	}
+	defer lis.Close()
+
+	store, err := datastore.Open(ctx, datastore.Config{
+		Path:        filepath.Join(c.ServerDir(), "db", "state.db"),
+		Synchronous: c.Store.Synchronous,
+	})
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case err := <-store.Err():
+			cancel(fmt.Errorf("datastore stopped: %w", err))
+		case <-ctx.Done():
+		}
+	}()
+
+	server, err := a.prepare(ctx, &firstAccept{Listener: lis, once: &a.once, accepting: a.answering}, store)
+	if err != nil {
+		return err
+	}
+	go func() {
+		if waitReady(ctx, server) == nil {
+			close(ready)
+		}
+	}()
+	err = server.run(ctx)
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// preparedServer is an API server that is built but does not run.
+type preparedServer struct {
+	handler http.Handler
+	run     func(context.Context) error
+	// hooked is closed when our bootstrap hook has ended.
+	hooked <-chan struct{}
+}
+
+func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
+	opts := options.NewServerRunOptions()
+	if err := parse(opts.Flags(), "--kube-apiserver-arg", a.flags(), a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
+		return nil, err
+	}
+	opts.SecureServing.Listener = lis
+	opts.Etcd.StorageConfig.Transport.EgressLookup = func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
+		return store.Dial, nil
+	}
+	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
+		return nil, fmt.Errorf("set feature gates of apiserver: %w", err)
+	}
+	completed, err := opts.Complete(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("complete options of apiserver: %w", err)
+	}
+	if errs := completed.Validate(); len(errs) > 0 {
+		return nil, fmt.Errorf("options of apiserver: %w", errors.Join(errs...))
+	}
+	cfg, err := app.NewConfig(completed)
+	if err != nil {
+		return nil, fmt.Errorf("configure apiserver: %w", err)
+	}
+
+	generic := cfg.KubeAPIs.ControlPlane.Generic
+	// These two sleep a second and then write one object after the other. Ours
+	// below does the same work at once.
+	generic.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName,
+		// Written every ten seconds for the good of other API servers, of which
+		// there are none.
+		"start-kube-apiserver-identity-lease-controller", "start-kube-apiserver-identity-lease-garbage-collector")
+	hooked := make(chan struct{})
+	err = generic.AddPostStartHook("knarr/bootstrap", func(h genericapiserver.PostStartHookContext) error {
+		defer close(hooked)
+		return bootstrap(h, h.LoopbackClientConfig, a.cfg.PKI())
+	})
+	if err != nil {
+		return nil, fmt.Errorf("add bootstrap hook: %w", err)
+	}
+
+	complete, err := cfg.Complete()
+	if err != nil {
+		return nil, fmt.Errorf("complete configuration of apiserver: %w", err)
+	}
+	chain, err := app.CreateServerChain(complete)
+	if err != nil {
+		return nil, fmt.Errorf("create apiserver: %w", err)
+	}
+	prepared, err := chain.PrepareRun()
+	if err != nil {
+		return nil, fmt.Errorf("prepare apiserver: %w", err)
+	}
+	return &preparedServer{handler: chain.GenericAPIServer.Handler, run: prepared.Run, hooked: hooked}, nil
+}
+
+// flags are the API server's settings; the user's own come after them.
+func (a *APIServer) flags() []string {
+	c, p := a.cfg.Config, a.cfg.PKI()
+	return []string{
+		"advertise-address=" + c.API.AdvertiseAddress.String(),
+		"allow-privileged=true",
+		"api-audiences=https://kubernetes.default.svc." + c.Network.ClusterDomain + ",knarr",
+		"authorization-mode=Node,RBAC",
+		"bind-address=" + c.API.BindAddress.String(),
+		"cert-dir=" + a.cfg.Dir,
+		"client-ca-file=" + p.ClientCA.CertPath,
+		"enable-admission-plugins=NodeRestriction",
+		"enable-aggregator-routing=true",
+		"enable-bootstrap-token-auth=true",
+		// One server writes its address once. The lease reconciler would write
+		// every ten seconds.
+		"endpoint-reconciler-type=master-count",
+		// Never dialled: the store is reached in memory. It compacts itself.
+		"etcd-servers=http://127.0.0.1:2379",
+		"etcd-compaction-interval=0",
+		"etcd-count-metric-poll-period=0",
+		"etcd-db-metric-poll-interval=0",
+		"kubelet-certificate-authority=" + p.ServerCA.CertPath,
+		"kubelet-client-certificate=" + p.APIServerToKubelet.Path,
+		"kubelet-client-key=" + p.APIServerToKubelet.Path,
+		"kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname",
+		"profiling=false",
+		"proxy-client-cert-file=" + p.FrontProxy.Path,
+		"proxy-client-key-file=" + p.FrontProxy.Path,
+		"requestheader-allowed-names=system:auth-proxy",
+		"requestheader-client-ca-file=" + p.RequestHeaderCA.CertPath,
+		"requestheader-extra-headers-prefix=X-Remote-Extra-",
+		"requestheader-group-headers=X-Remote-Group",
+		"requestheader-username-headers=X-Remote-User",
+		"secure-port=" + strconv.Itoa(c.API.Port),
+		"service-account-issuer=https://kubernetes.default.svc." + c.Network.ClusterDomain,
+		"service-account-key-file=" + p.ServiceAccount.Path,
+		"service-account-signing-key-file=" + p.ServiceAccount.Path,
+		"service-cluster-ip-range=" + c.Network.ServiceCIDR.String(),
+		"service-node-port-range=" + c.Network.NodePortRange,
+		// Open watches would hold a stop for half a minute.
+		"shutdown-send-retry-after=true",
+		"tls-cert-file=" + p.APIServer.Path,
+		"tls-private-key-file=" + p.APIServer.Path,
+	}
+}
+
+// waitReady returns once /readyz answers ok. Upstream tells no other way that
+// all its hooks have ended, so that this asks, in memory, until it does.
+func waitReady(ctx context.Context, s *preparedServer) error {
+	select {
+	case <-s.hooked:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		w := httptest.NewRecorder()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/readyz", nil)
+		if err != nil {
+			return err
+		}
+		req.RemoteAddr = "127.0.0.1:0"
+		s.handler.ServeHTTP(w, req)
+		if w.Code == http.StatusOK {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// firstAccept tells when a server begins to accept.
+type firstAccept struct {
+	net.Listener
+	once      *sync.Once
+	accepting chan struct{}
+}
+
+func (l *firstAccept) Accept() (net.Conn, error) {
+	l.once.Do(func() { close(l.accepting) })
+	return l.Listener.Accept()
+}

@@ -1,0 +1,239 @@
+package controlplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/discovery/cached/memory"
+	"k8s.io/client-go/informers"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/metadata"
+	"k8s.io/client-go/metadata/metadatainformer"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/restmapper"
+	"k8s.io/client-go/util/keyutil"
+	controllersmetrics "k8s.io/component-base/metrics/prometheus/controllers"
+	"k8s.io/controller-manager/controller"
+	"k8s.io/controller-manager/pkg/clientbuilder"
+	controllerhealthz "k8s.io/controller-manager/pkg/healthz"
+	"k8s.io/controller-manager/pkg/informerfactory"
+	"k8s.io/klog/v2"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	kcmconfig "k8s.io/kubernetes/cmd/kube-controller-manager/app/config"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+	"k8s.io/kubernetes/pkg/controller/garbagecollector"
+	serviceaccountcontroller "k8s.io/kubernetes/pkg/controller/serviceaccount"
+	"k8s.io/kubernetes/pkg/serviceaccount"
+
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/pki"
+)
+
+// ControllerManager runs every default controller of Kubernetes, with
+// tokencleaner and bootstrapsigner as well.
+//
+// It is put together from upstream's exported parts and not by app.Run, which
+// asks an API server that does not answer yet once a second and gives up for
+// good after ten, too soon for a slow board, and which can run only once in a
+// process.
+type ControllerManager struct {
+	cfg Config
+}
+
+var _ component.Component = (*ControllerManager)(nil)
+
+// NewControllerManager returns the component; nothing happens until Run.
+func NewControllerManager(cfg Config) *ControllerManager {
+	return &ControllerManager{cfg: cfg}
+}
+
+// Name implements component.Component.
+func (m *ControllerManager) Name() string { return "controller-manager" }
+
+// Needs implements component.Component.
+func (m *ControllerManager) Needs() []string { return []string{"apiserver-tls"} }
+
+// Run implements component.Component. It is ready when every controller runs.
+func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) error {
+	opts, err := options.NewKubeControllerManagerOptions()
+	if err != nil {
+		return fmt.Errorf("make options of controller-manager: %w", err)
+	}
+	known, disabled, aliases := app.KnownControllers(), app.ControllersDisabledByDefault(), app.ControllerAliases()
+	kubeconfig := filepath.Join(m.cfg.Dir, "controller-manager.kubeconfig")
+	if err := pki.WriteKubeconfig(kubeconfig, m.cfg.PKI().Kubeconfig(m.cfg.PKI().ControllerManager, m.cfg.Host()), 0o600, -1); err != nil {
+		return err
+	}
+	args := append(m.flags(), "kubeconfig="+kubeconfig)
+	if err := parse(opts.Flags(known, disabled, aliases), "--kube-controller-manager-arg", args, m.cfg.Config.ControlPlane.ControllerManagerArgs); err != nil {
+		return err
+	}
+	// Losing the lease would end the process, and there is nobody to take it.
+	opts.Generic.LeaderElection.LeaderElect = false
+	cfg, err := opts.Config(ctx, known, disabled, aliases)
+	if err != nil {
+		return fmt.Errorf("configure controller-manager: %w", err)
+	}
+	c := cfg.Complete()
+
+	c.EventBroadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.Client.CoreV1().Events("")})
+	defer c.EventBroadcaster.Shutdown()
+
+	root := clientbuilder.SimpleControllerClientBuilder{ClientConfig: c.Kubeconfig}
+	var client clientbuilder.ControllerClientBuilder = root
+	if c.ComponentConfig.KubeCloudShared.UseServiceAccountCredentials {
+		client = clientbuilder.NewDynamicClientBuilder(rest.AnonymousClientConfig(c.Kubeconfig), c.Client.CoreV1(), "kube-system")
+	}
+	cc, err := newControllerContext(ctx, c, root, client)
+	if err != nil {
+		return fmt.Errorf("prepare controllers: %w", err)
+	}
+	tokens, err := newTokenController(ctx, c, cc, root)
+	if err != nil {
+		return fmt.Errorf("prepare controller %s: %w", names.ServiceAccountTokenController, err)
+	}
+	descriptors := app.NewControllerDescriptors()
+	delete(descriptors, names.ServiceAccountTokenController)
+	controllers, err := app.BuildControllers(ctx, cc, descriptors, nil, controllerhealthz.NewMutableHealthzHandler())
+	if err != nil {
+		return fmt.Errorf("build controllers: %w", err)
+	}
+	controllers = append(controllers, tokens)
+
+	cc.InformerFactory.Start(ctx.Done())
+	defer cc.InformerFactory.Shutdown()
+	cc.ObjectOrMetadataInformerFactory.Start(ctx.Done())
+	close(cc.InformersStarted)
+	close(ready)
+	// The jitter spreads many controllers over a start interval, which is zero by default.
+	if !app.RunControllers(ctx, cc, controllers, app.ControllerStartJitter, 3*time.Second) {
+		return errors.New("some controllers did not stop within 3 s")
+	}
+	return nil
+}
+
+func (m *ControllerManager) flags() []string {
+	c, p := m.cfg.Config, m.cfg.PKI()
+	args := []string{
+		"allocate-node-cidrs=true",
+		"cluster-cidr=" + c.Network.ClusterCIDR.String(),
+		"service-cluster-ip-range=" + c.Network.ServiceCIDR.String(),
+		"controllers=*,bootstrap-signer-controller,token-cleaner-controller",
+		"use-service-account-credentials=true",
+		"root-ca-file=" + p.ServerCA.CertPath,
+		"service-account-private-key-file=" + p.ServiceAccount.Path,
+		"cluster-signing-kubelet-serving-cert-file=" + p.ServerCA.CertPath,
+		"cluster-signing-kubelet-serving-key-file=" + p.ServerCA.KeyPath,
+		"leader-elect=false",
+		"secure-port=0",
+		"profiling=false",
+		// The limits of upstream protect an API server far away from many
+		// controller-managers; here they only delay the first pod.
+		"kube-api-qps=1000",
+		"kube-api-burst=2000",
+	}
+	for _, signer := range []string{"kube-apiserver-client", "kubelet-client", "legacy-unknown"} {
+		args = append(args,
+			"cluster-signing-"+signer+"-cert-file="+p.ClientCA.CertPath,
+			"cluster-signing-"+signer+"-key-file="+p.ClientCA.KeyPath)
+	}
+	return args
+}
+
+// newControllerContext is app.CreateControllerContext without its wait for the
+// API server and without a name for the informers, which is unique in a process.
+func newControllerContext(ctx context.Context, c *kcmconfig.CompletedConfig, root, client clientbuilder.ControllerClientBuilder) (app.ControllerContext, error) {
+	trim := func(obj any) (any, error) {
+		if a, err := meta.Accessor(obj); err == nil && a.GetManagedFields() != nil {
+			a.SetManagedFields(nil)
+		}
+		return obj, nil
+	}
+	shared, err := root.Client("shared-informers")
+	if err != nil {
+		return app.ControllerContext{}, fmt.Errorf("create client of informers: %w", err)
+	}
+	metadataConfig, err := root.Config("metadata-informers")
+	if err != nil {
+		return app.ControllerContext{}, fmt.Errorf("configure client of metadata informers: %w", err)
+	}
+	metadataClient, err := metadata.NewForConfig(metadataConfig)
+	if err != nil {
+		return app.ControllerContext{}, fmt.Errorf("create client of metadata informers: %w", err)
+	}
+	discovery, err := root.DiscoveryClient("controller-discovery")
+	if err != nil {
+		return app.ControllerContext{}, fmt.Errorf("create discovery client: %w", err)
+	}
+	objects := informers.NewSharedInformerFactoryWithOptions(shared, app.ResyncPeriod(c)(), informers.WithTransform(trim))
+	metadataOnly := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, app.ResyncPeriod(c)(), metadatainformer.WithTransform(trim))
+	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(discovery))
+	go wait.Until(mapper.Reset, 30*time.Second, ctx.Done())
+
+	cc := app.ControllerContext{
+		ClientBuilder:                   client,
+		InformerFactory:                 objects,
+		ObjectOrMetadataInformerFactory: informerfactory.NewInformerFactory(objects, metadataOnly),
+		ComponentConfig:                 c.ComponentConfig,
+		RESTMapper:                      mapper,
+		InformersStarted:                make(chan struct{}),
+		ResyncPeriod:                    app.ResyncPeriod(c),
+		ControllerManagerMetrics:        controllersmetrics.NewControllerManagerMetrics("kube-controller-manager"),
+	}
+	gc := c.ComponentConfig.GarbageCollectorController
+	if gc.EnableGarbageCollector && cc.IsControllerEnabled(app.NewControllerDescriptors()[names.GarbageCollectorController]) {
+		ignored := make(map[schema.GroupResource]struct{})
+		for _, r := range gc.GCIgnoredResources {
+			ignored[schema.GroupResource{Group: r.Group, Resource: r.Resource}] = struct{}{}
+		}
+		cc.GraphBuilder = garbagecollector.NewDependencyGraphBuilder(ctx, metadataClient, mapper, ignored, cc.ObjectOrMetadataInformerFactory, cc.InformersStarted)
+	}
+	controllersmetrics.Register()
+	return cc, nil
+}
+
+// tokenController makes the tokens of Secrets of type service-account-token.
+// Upstream's own descriptor of it cannot be given a client from outside.
+type tokenController struct {
+	run func(ctx context.Context)
+}
+
+var _ app.Controller = (*tokenController)(nil)
+var _ controller.Interface = (*tokenController)(nil)
+
+func (t *tokenController) Name() string            { return names.ServiceAccountTokenController }
+func (t *tokenController) Run(ctx context.Context) { t.run(ctx) }
+
+func newTokenController(ctx context.Context, c *kcmconfig.CompletedConfig, cc app.ControllerContext, root clientbuilder.ControllerClientBuilder) (app.Controller, error) {
+	sa := c.ComponentConfig.SAController
+	key, err := keyutil.PrivateKeyFromFile(sa.ServiceAccountKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("read service account key %s: %w", sa.ServiceAccountKeyFile, err)
+	}
+	ca, err := readFile(sa.RootCAFile)
+	if err != nil {
+		return nil, err
+	}
+	generator, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, key)
+	if err != nil {
+		return nil, fmt.Errorf("make token generator: %w", err)
+	}
+	client, err := root.Client("tokens-controller")
+	if err != nil {
+		return nil, fmt.Errorf("create client: %w", err)
+	}
+	t, err := serviceaccountcontroller.NewTokensController(klog.FromContext(ctx),
+		cc.InformerFactory.Core().V1().ServiceAccounts(), cc.InformerFactory.Core().V1().Secrets(), client,
+		serviceaccountcontroller.TokensControllerOptions{TokenGenerator: generator, RootCA: ca})
+	if err != nil {
+		return nil, fmt.Errorf("create: %w", err)
+	}
+	return &tokenController{run: func(ctx context.Context) { t.Run(ctx, int(sa.ConcurrentSATokenSyncs)) }}, nil
+}

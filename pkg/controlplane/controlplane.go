@@ -1,0 +1,72 @@
+// Package controlplane runs the API server, the controller-manager and the
+// scheduler of Kubernetes in this process, each as a component.
+package controlplane
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/pflag"
+	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/component-base/configz"
+
+	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/pki"
+)
+
+// Config is what the three parts share.
+type Config struct {
+	Config *config.Config
+	// PKI returns the certificates; it is called once the component pki is ready.
+	PKI func() *pki.PKI
+	// Dir holds files that upstream wants to read by path: <data-dir>/server/run.
+	Dir string
+}
+
+// Host is where clients in this process reach the API server. It is loopback
+// unless the server was told to listen on one other address only.
+func (c Config) Host() string {
+	a := c.Config.API.BindAddress
+	if !a.IsValid() || a.IsUnspecified() {
+		a = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+	return "https://" + net.JoinHostPort(a.String(), strconv.Itoa(c.Config.API.Port))
+}
+
+// parse sets upstream flags, given as name=value; what comes later wins, so
+// that a user's own arguments come last. owner is the flag of ours that hands
+// them over, for errors.
+func parse(sets cliflag.NamedFlagSets, owner string, args, extra []string) error {
+	fs := pflag.NewFlagSet(owner, pflag.ContinueOnError)
+	fs.SetNormalizeFunc(cliflag.WordSepNormalizeFunc)
+	for _, set := range sets.FlagSets {
+		fs.AddFlagSet(set)
+	}
+	for i, arg := range append(args[:len(args):len(args)], extra...) {
+		name, value, ok := strings.Cut(strings.TrimPrefix(arg, "--"), "=")
+		f := fs.Lookup(name)
+		if f == nil {
+			return fmt.Errorf("%s=%s: %s has no flag %q; see its reference for the names", owner, arg, strings.TrimSuffix(strings.TrimPrefix(owner, "--"), "-arg"), name)
+		}
+		if !ok {
+			value = f.NoOptDefVal
+		}
+		if err := fs.Set(name, value); err != nil {
+			if i < len(args) {
+				return fmt.Errorf("set %s of Kubernetes: %w", name, err)
+			}
+			return fmt.Errorf("%s=%s: %w", owner, arg, err)
+		}
+	}
+	return nil
+}
+
+// forgetConfigz lets a component of the same name start again in this process.
+func forgetConfigz(names ...string) {
+	for _, n := range names {
+		configz.Delete(n)
+	}
+}

@@ -1,0 +1,128 @@
+package controlplane
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"k8s.io/kubernetes/cmd/kube-scheduler/app"
+	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+	"sigs.k8s.io/yaml"
+
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/pki"
+)
+
+// Scheduler runs the upstream scheduler in this process.
+type Scheduler struct {
+	cfg Config
+}
+
+var _ component.Component = (*Scheduler)(nil)
+
+// NewScheduler returns the component; nothing happens until Run.
+func NewScheduler(cfg Config) *Scheduler { return &Scheduler{cfg: cfg} }
+
+// Name implements component.Component.
+func (s *Scheduler) Name() string { return "scheduler" }
+
+// Needs implements component.Component.
+func (s *Scheduler) Needs() []string { return []string{"apiserver-tls"} }
+
+// Run implements component.Component. It is ready when the caches are loaded
+// and pods are being scheduled.
+func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
+	kubeconfig := filepath.Join(s.cfg.Dir, "scheduler.kubeconfig")
+	if err := pki.WriteKubeconfig(kubeconfig, s.cfg.PKI().Kubeconfig(s.cfg.PKI().Scheduler, s.cfg.Host()), 0o600, -1); err != nil {
+		return err
+	}
+	args := []string{
+		"kubeconfig=" + kubeconfig,
+		"leader-elect=false",
+		"secure-port=0",
+		"profiling=false",
+		"kube-api-qps=1000",
+		"kube-api-burst=2000",
+	}
+	user, err := s.userArgs(kubeconfig)
+	if err != nil {
+		return err
+	}
+	opts := options.NewOptions()
+	if err := parse(*opts.Flags, "--kube-scheduler-arg", args, user); err != nil {
+		return err
+	}
+	if err := opts.ComponentGlobalsRegistry.Set(); err != nil {
+		return fmt.Errorf("set feature gates of scheduler: %w", err)
+	}
+	cc, sched, err := app.Setup(ctx, opts)
+	if err != nil {
+		return fmt.Errorf("set up scheduler: %w", err)
+	}
+	defer forgetConfigz("componentconfig")
+
+	go func() {
+		cc.InformerFactory.WaitForCacheSync(ctx.Done())
+		if ctx.Err() == nil {
+			close(ready)
+		}
+	}()
+	err = app.Run(ctx, cc, sched)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// userArgs returns the user's arguments with a KubeSchedulerConfiguration
+// completed: with such a file, upstream takes client and leader election from
+// it alone, and the user's file knows neither our kubeconfig nor that losing
+// the lease would end the whole process.
+func (s *Scheduler) userArgs(kubeconfig string) ([]string, error) {
+	var args []string
+	for _, arg := range s.cfg.Config.ControlPlane.SchedulerArgs {
+		path, ok := strings.CutPrefix(strings.TrimLeft(arg, "-"), "config=")
+		if !ok {
+			args = append(args, arg)
+			continue
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("--kube-scheduler-arg=%s: read the scheduler's configuration: %w", arg, err)
+		}
+		var file map[string]any
+		if err := yaml.Unmarshal(data, &file); err != nil {
+			return nil, fmt.Errorf("--kube-scheduler-arg=%s: %s is not a KubeSchedulerConfiguration: %w", arg, path, err)
+		}
+		set(file, "clientConnection", "kubeconfig", kubeconfig)
+		set(file, "leaderElection", "leaderElect", false)
+		if data, err = yaml.Marshal(file); err != nil {
+			return nil, fmt.Errorf("write the scheduler's configuration: %w", err)
+		}
+		completed := filepath.Join(s.cfg.Dir, "scheduler.yaml")
+		if err := os.WriteFile(completed, data, 0o600); err != nil {
+			return nil, fmt.Errorf("write the scheduler's configuration: %w", err)
+		}
+		args = append(args, "config="+completed)
+	}
+	return args, nil
+}
+
+func set(file map[string]any, section, key string, value any) {
+	m, ok := file[section].(map[string]any)
+	if !ok {
+		m = map[string]any{}
+		file[section] = m
+	}
+	m[key] = value
+}
+
+func readFile(path string) ([]byte, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read authority %s: %w", path, err)
+	}
+	return data, nil
+}

@@ -1,0 +1,72 @@
+package host
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Network is what a network namespace has.
+type Network struct {
+	Addrs  []Addr
+	Routes []Route
+}
+
+// Addr is an address on a link.
+type Addr struct {
+	Prefix netip.Prefix
+	Link   string
+	// Global is set if others may use the address to reach this machine: not
+	// of link or host scope, not temporary, not about to go.
+	Global bool
+}
+
+// Route is one way out. A route of several next hops counts as several.
+type Route struct {
+	Dst     netip.Prefix
+	Link    string
+	Gateway netip.Addr // invalid if the destination is on the link
+	Source  netip.Addr // invalid if the kernel chooses
+	MTU     int        // the link's, in bytes
+	Metric  int
+}
+
+// DefaultRoute is where packets to the world leave.
+type DefaultRoute struct {
+	Link string
+	// Addr is the source address of such packets: the node's address unless
+	// the user names another. Invalid if there is no default route.
+	Addr    netip.Addr
+	Gateway netip.Addr
+	MTU     int
+}
+
+// defaultRoute picks the default route with the lowest metric of the family.
+func (n Network) defaultRoute(v6 bool) DefaultRoute {
+	routes := slices.DeleteFunc(slices.Clone(n.Routes), func(r Route) bool {
+		return r.Dst.Bits() != 0 || r.Dst.Addr().Is6() != v6 || r.Link == ""
+	})
+	slices.SortStableFunc(routes, func(a, b Route) int { return a.Metric - b.Metric })
+	for _, r := range routes {
+		src := r.Source
+		if !src.IsValid() {
+			src = n.addrOn(r.Link, v6)
+		}
+		if !src.IsValid() {
+			// Routers may hand out addresses on loopback (BGP to the host).
+			src = n.addrOn("lo", v6)
+		}
+		if src.IsValid() {
+			return DefaultRoute{Link: r.Link, Addr: src, Gateway: r.Gateway, MTU: r.MTU}
+		}
+	}
+	return DefaultRoute{}
+}
+
+func (n Network) addrOn(link string, v6 bool) netip.Addr {
+	for _, a := range n.Addrs {
+		if a.Link == link && a.Global && a.Prefix.Addr().Is6() == v6 && !a.Prefix.Addr().IsLoopback() {
+			return a.Prefix.Addr()
+		}
+	}
+	return netip.Addr{}
+}

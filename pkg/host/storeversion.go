@@ -1,0 +1,89 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// CheckStoreVersion refuses a store that a newer Kubernetes minor version than
+// ours has written to: its objects may have forms that ours can't read. Dir is
+// the server's folder, version ours (v1.36.4+knarr1). A store without a record
+// is a new one.
+func CheckStoreVersion(dir, version string) error {
+	path := filepath.Join(dir, "version")
+	b, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the store's version: %w", err)
+	}
+	recorded := strings.TrimSpace(string(b))
+	theirs, err := minor(recorded)
+	if err != nil {
+		return fmt.Errorf("read the store's version from %s: %w; write there the version that last ran, such as %s", path, err, version)
+	}
+	ours, err := minor(version)
+	if err != nil {
+		return fmt.Errorf("compare with the store's version %s: %w", recorded, err)
+	}
+	if theirs > ours {
+		return fmt.Errorf("the store in %s was last used by %s and this is %s, which may not be able to read its objects: install %s or newer, or restore a backup made by v1.%d or older",
+			dir, recorded, version, recorded, ours)
+	}
+	return nil
+}
+
+// RecordStoreVersion notes which version works on the store from now on. Call
+// it after CheckStoreVersion and before the first write to the store. It
+// writes only if the record differs.
+func RecordStoreVersion(dir, version string) error {
+	path := filepath.Join(dir, "version")
+	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == version {
+		return nil
+	}
+	if err := replaceFile(path, []byte(version+"\n"), 0o600); err != nil {
+		return fmt.Errorf("record the store's version: %w", err)
+	}
+	return nil
+}
+
+// minor returns the second number of a Kubernetes version; the first is 1.
+func minor(version string) (int, error) {
+	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
+	if len(parts) < 2 || parts[0] != "1" {
+		return 0, fmt.Errorf("%q is not a Kubernetes version", version)
+	}
+	n, err := strconv.Atoi(parts[1])
+	if err != nil {
+		return 0, fmt.Errorf("%q is not a Kubernetes version", version)
+	}
+	return n, nil
+}
+
+// replaceFile puts a new file in the place of path, so that after a crash or
+// power loss there is the old text or the new, never a part.
+func replaceFile(path string, text []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}

@@ -1,0 +1,144 @@
+// Package containerd runs containerd, with its CRI service, in this process.
+// Only the shims, one a pod, are processes of their own: they outlive this one.
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/containerd/containerd/v2/cmd/containerd/server"
+	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/version"
+
+	"github.com/knarr-dev/knarr/pkg/component"
+)
+
+// Config is what containerd is told.
+type Config struct {
+	// Root keeps images and snapshots: <data-dir>/agent/containerd.
+	Root string
+	// State keeps sockets and what a reboot forgets: <run-dir>/containerd.
+	State string
+	// Snapshotter is overlayfs or native.
+	Snapshotter string
+	// PauseImage is the name of the image of a pod's first container.
+	PauseImage string
+	// Executables returns the folders of runc and its shim, and of the CNI
+	// plugins. It is called once the components of Needs are ready.
+	Executables func() (bin, cni string)
+	// SystemdCgroup lets systemd make the pods' cgroups.
+	SystemdCgroup bool
+	// RestrictOOMScoreAdj never asks for a lower oom_score_adj than our own, for
+	// hosts that do not allow it.
+	RestrictOOMScoreAdj bool
+	// DisableAppArmor leaves AppArmor profiles alone.
+	DisableAppArmor bool
+}
+
+// Socket is where the CRI and containerd's own API are served.
+func (c Config) Socket() string { return filepath.Join(c.State, "containerd.sock") }
+
+// Containerd is the component.
+type Containerd struct {
+	cfg Config
+}
+
+var _ component.Component = (*Containerd)(nil)
+
+// New returns the component; nothing happens until Run.
+func New(cfg Config) *Containerd { return &Containerd{cfg: cfg} }
+
+// Name implements component.Component.
+func (c *Containerd) Name() string { return "containerd" }
+
+// Needs implements component.Component. The CNI configuration has to be there
+// first, because containerd tells a network ready when it has read one.
+func (c *Containerd) Needs() []string { return []string{"bundle", "cni"} }
+
+// Run implements component.Component. It is ready when the CRI answers.
+func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
+	cfg := c.server()
+	if err := server.CreateTopLevelDirectories(cfg); err != nil {
+		return fmt.Errorf("create folders of containerd: %w", err)
+	}
+	tmp := filepath.Join(cfg.Root, "tmpmounts")
+	if err := mount.SetTempMountLocation(tmp); err != nil {
+		return fmt.Errorf("set folder of temporary mounts %s: %w", tmp, err)
+	}
+	if _, err := mount.CleanupTempMounts(0); err != nil {
+		return fmt.Errorf("unmount what an earlier containerd left in %s: %w", tmp, err)
+	}
+	// A socket file of a killed process would refuse the new listener.
+	for _, socket := range []string{c.cfg.Socket(), c.cfg.Socket() + ".ttrpc"} {
+		if err := os.Remove(socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove old socket: %w", err)
+		}
+	}
+	s, err := server.New(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("create containerd: %w", err)
+	}
+	defer s.Stop()
+	if err := s.Start(ctx); err != nil {
+		return fmt.Errorf("start containerd: %w", err)
+	}
+	s.Wait()
+	close(ready)
+	<-ctx.Done()
+	return nil
+}
+
+func (c *Containerd) server() *srvconfig.Config {
+	bin, cni := c.cfg.Executables()
+	type table = map[string]any
+	return &srvconfig.Config{
+		Version: version.ConfigVersion,
+		Root:    c.cfg.Root,
+		State:   c.cfg.State,
+		RequiredPlugins: []string{
+			"io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1." + c.cfg.Snapshotter,
+		},
+		Plugins: table{
+			"io.containerd.server.v1.grpc":  table{"address": c.cfg.Socket()},
+			"io.containerd.server.v1.ttrpc": table{"address": c.cfg.Socket() + ".ttrpc"},
+			"io.containerd.nri.v1.nri":      table{"disable": true},
+			"io.containerd.cri.v1.images": table{
+				"snapshotter":   c.cfg.Snapshotter,
+				"pinned_images": table{"sandbox": c.cfg.PauseImage},
+				// Seconds. The kubelet asks for the sum once a minute.
+				"stats_collect_period": 60,
+			},
+			"io.containerd.cri.v1.runtime": table{
+				"containerd": table{
+					"default_runtime_name": "runc",
+					"runtimes": table{
+						"runc": table{
+							"runtime_type": "io.containerd.runc.v2",
+							"runtime_path": filepath.Join(bin, "containerd-shim-runc-v2"),
+							"options": table{
+								"BinaryName":    filepath.Join(bin, "runc"),
+								"SystemdCgroup": c.cfg.SystemdCgroup,
+							},
+						},
+					},
+				},
+				"cni": table{
+					// Other networks' plugins are found where everyone puts them.
+					"bin_dirs": []string{cni, "/opt/cni/bin"},
+					"conf_dir": "/etc/cni/net.d",
+				},
+				"enable_unprivileged_ports":           true,
+				"enable_unprivileged_icmp":            true,
+				"tolerate_missing_hugetlb_controller": true,
+				"disable_hugetlb_controller":          true,
+				"restrict_oom_score_adj":              c.cfg.RestrictOOMScoreAdj,
+				"disable_apparmor":                    c.cfg.DisableAppArmor,
+			},
+		},
+	}
+}

@@ -1,0 +1,152 @@
+// Package node is the list of what a machine needs to run pods.
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+
+	"k8s.io/client-go/rest"
+
+	"github.com/knarr-dev/knarr/pkg/bundle"
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/host"
+	"github.com/knarr-dev/knarr/pkg/node/containerd"
+	"github.com/knarr-dev/knarr/pkg/node/images"
+	"github.com/knarr-dev/knarr/pkg/node/kubelet"
+	"github.com/knarr-dev/knarr/pkg/part"
+	"github.com/knarr-dev/knarr/pkg/pki"
+)
+
+// pauseImage holds a pod's namespaces. It comes out of the bundle.
+const pauseImage = "knarr.dev/pause:1"
+
+// Node is the part.
+type Node struct {
+	// Bundle is where the executables come from.
+	Bundle *bundle.Archive
+	// Facts are what the node adapts itself to.
+	Facts host.Facts
+	// NewCluster is set if the store did not exist before this start.
+	NewCluster bool
+}
+
+var _ part.Part = (*Node)(nil)
+
+// Components implements part.Part.
+func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
+	c := env.Config
+	b := &executables{archive: n.Bundle, dir: filepath.Join(c.DataDir, "bundle")}
+	net, err := n.network(env)
+	if err != nil {
+		return nil, err
+	}
+	specs := append(net, component.Spec{Component: component.Func("bundle", nil, b.run), Class: component.Retried})
+
+	cri, needs := c.Node.ContainerRuntimeEndpoint, []string{"pki"}
+	if cri == "" {
+		ctr := containerd.Config{
+			Root:                filepath.Join(c.AgentDir(), "containerd"),
+			State:               filepath.Join(c.RunDir, "containerd"),
+			Snapshotter:         c.Node.Snapshotter,
+			PauseImage:          pauseImage,
+			Executables:         b.dirs,
+			SystemdCgroup:       n.Facts.CgroupDriver == host.DriverSystemd,
+			RestrictOOMScoreAdj: n.Facts.RestrictOOMScoreAdj,
+			DisableAppArmor:     !n.Facts.AppArmor,
+		}
+		cri = ctr.Socket()
+		needs = append(needs, "containerd", "builtin-images")
+		folder := filepath.Join(c.AgentDir(), "images")
+		specs = append(specs,
+			component.Spec{Component: containerd.New(ctr), Class: component.Retried},
+			component.Spec{Component: images.NewBuiltin(cri, c.Node.Snapshotter, images.Embedded{
+				Image: pauseImage, ID: n.Bundle.ID(), Open: func() (io.ReadCloser, error) { return b.image("pause") },
+			}), Class: component.Retried},
+			component.Spec{Component: images.NewFolder(folder, cri, c.Node.Snapshotter, env.Log), Class: component.Retried},
+		)
+	}
+
+	if err := os.MkdirAll(c.Node.PodManifestPath, 0o700); err != nil {
+		return nil, fmt.Errorf("create folder of static pods (--pod-manifest-path): %w", err)
+	}
+	kl := kubelet.New(kubelet.Config{
+		NodeName:        c.Node.Name,
+		NodeIPs:         c.Node.IPs,
+		Labels:          append([]string{"node.kubernetes.io/instance-type=knarr"}, c.Node.Labels...),
+		Taints:          c.Node.Taints,
+		ClientCA:        func() string { return env.PKI().ClientCA.CertPath },
+		ServingCert:     func() string { return env.PKI().KubeletServing.Path },
+		Client:          func() *rest.Config { return env.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.Kubelet }) },
+		CRI:             cri,
+		CgroupDriver:    n.Facts.CgroupDriver,
+		ClusterDNS:      c.Network.ClusterDNS,
+		ClusterDomain:   c.Network.ClusterDomain,
+		ResolvConf:      c.Node.ResolvConf,
+		PodManifestPath: c.Node.PodManifestPath,
+		VolumePluginDir: filepath.Join(c.AgentDir(), "volume-plugins"),
+		Kubeconfig:      filepath.Join(c.AgentDir(), "kubelet.kubeconfig"),
+		OOMScoreAdj:     n.oomScoreAdj(),
+		Args:            c.Node.KubeletArgs,
+	}, needs...)
+	return append(specs,
+		// A second kubelet in one process fails on its own metrics: its end ends us.
+		component.Spec{Component: kl, Class: component.Critical},
+		component.Spec{Component: &registration{env: env}, Class: component.Retried},
+	), nil
+}
+
+// oomScoreAdj is how the kernel shall treat this process when memory is short.
+// Where the value cannot be lowered the kubelet is told to leave it.
+func (n *Node) oomScoreAdj() int32 {
+	if n.Facts.RestrictOOMScoreAdj {
+		return int32(n.Facts.OOMScoreAdj)
+	}
+	return -999
+}
+
+// executables unpacks the bundle and makes this process find what is in it.
+type executables struct {
+	archive  *bundle.Archive
+	dir      string
+	unpacked atomic.Pointer[bundle.Unpacked]
+}
+
+func (e *executables) run(ctx context.Context, ready chan<- struct{}) error {
+	u, err := e.archive.Unpack(e.dir)
+	if err != nil {
+		return err
+	}
+	e.unpacked.Store(u)
+	// kube-proxy, the rules and CNI plugins run nft by its name.
+	path := u.BinDir + string(os.PathListSeparator) + os.Getenv("PATH")
+	if err := os.Setenv("PATH", path); err != nil {
+		return fmt.Errorf("set PATH: %w", err)
+	}
+	close(ready)
+	if err := u.Settle(); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
+}
+
+func (e *executables) dirs() (bin, cni string) {
+	u := e.unpacked.Load()
+	return u.BinDir, u.CNIDir
+}
+
+func (e *executables) image(name string) (io.ReadCloser, error) {
+	path, err := e.unpacked.Load().Image(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open image %s of the bundle: %w", name, err)
+	}
+	return f, nil
+}

@@ -1,0 +1,81 @@
+package status
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/knarr-dev/knarr/pkg/component"
+	"sigs.k8s.io/yaml"
+)
+
+// Formats are what Print knows.
+func Formats() []string { return []string{"table", "json", "yaml"} }
+
+// Print writes the report as table (also when format is empty), json or yaml.
+func Print(w io.Writer, r *Report, format string) error {
+	switch format {
+	case "", "table":
+		return printTable(w, r)
+	case "json":
+		e := json.NewEncoder(w)
+		e.SetIndent("", "  ")
+		return e.Encode(r)
+	case "yaml":
+		text, err := yaml.Marshal(r)
+		if err != nil {
+			return err
+		}
+		_, err = w.Write(text)
+		return err
+	}
+	return fmt.Errorf("unknown output format %q (want %s)", format, strings.Join(Formats(), ", "))
+}
+
+func printTable(w io.Writer, r *Report) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "NAME\tSTATE\tREADY AFTER\tSINCE\tLAST ERROR")
+	for _, c := range r.Components {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, readyAfter(c), age(r.At, c.Since), remark(c))
+	}
+	return t.Flush()
+}
+
+func readyAfter(c component.Status) string {
+	if c.ReadyAfter.Duration == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.3fs", c.ReadyAfter.Seconds())
+}
+
+// remark is one line: the error, or what keeps the component waiting.
+func remark(c component.Status) string {
+	if len(c.WaitsFor) > 0 && c.LastError == "" {
+		return "(waits for " + strings.Join(c.WaitsFor, ", ") + ")"
+	}
+	if c.LastError == "" {
+		return "-"
+	}
+	return strings.Join(strings.Fields(c.LastError), " ")
+}
+
+// age tells the time between in two units at most: 42s, 3m12s, 5h3m, 12d4h.
+func age(now, then time.Time) string {
+	if then.IsZero() {
+		return "-"
+	}
+	s := int64(max(0, now.Sub(then)) / time.Second)
+	switch m, h, d := s/60, s/3600, s/86400; {
+	case m == 0:
+		return fmt.Sprintf("%ds", s)
+	case h == 0:
+		return fmt.Sprintf("%dm%ds", m, s%60)
+	case d == 0:
+		return fmt.Sprintf("%dh%dm", h, m%60)
+	default:
+		return fmt.Sprintf("%dd%dh", d, h%24)
+	}
+}

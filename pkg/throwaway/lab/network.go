@@ -1,0 +1,163 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+const bridgeName = "lab0"
+
+// A network is a namespace with a bridge and nothing else. No link leads out
+// of it but those to its hosts, and only an open file keeps it.
+type network struct {
+	ns     *os.File
+	subnet netip.Prefix
+}
+
+func newNetwork(subnet netip.Prefix) (_ *network, err error) {
+	n := &network{subnet: subnet}
+	err = onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		// With forwarding on and no route, what hosts send to the world is
+		// answered with "network unreachable" instead of silence.
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0); err != nil {
+			return err
+		}
+		n.ns, err = os.Open("/proc/thread-self/ns/net")
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("make network namespace: %w", err)
+	}
+	err = withHandle(n.ns, func(h *netlink.Handle) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = bridgeName
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return err
+		}
+		return setUp(h, bridgeName, n.prefix(subnet.Addr().Next()))
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("make bridge: %w", err), n.close())
+	}
+	return n, nil
+}
+
+func (n *network) close() error { return n.ns.Close() }
+
+func (n *network) prefix(addr netip.Addr) netip.Prefix {
+	return netip.PrefixFrom(addr, n.subnet.Bits())
+}
+
+// plug joins a host's namespace to the bridge. The MAC address follows from
+// the index, so that neighbours know a host again after its reboot.
+func (n *network) plug(host *os.File, index int, addr netip.Addr) error {
+	err := withHandle(n.ns, func(h *netlink.Handle) error {
+		bridge, err := h.LinkByName(bridgeName)
+		if err != nil {
+			return err
+		}
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MasterIndex = portName(index), bridge.Attrs().Index
+		veth := &netlink.Veth{
+			LinkAttrs: attrs, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(host.Fd())),
+			PeerHardwareAddr: net.HardwareAddr{0x02, 0x99, 0, 0, byte(index >> 8), byte(index)},
+		}
+		if err := h.LinkAdd(veth); err != nil {
+			return err
+		}
+		return h.LinkSetUp(veth)
+	})
+	if err != nil {
+		return fmt.Errorf("plug host into the bridge: %w", err)
+	}
+	err = withHandle(host, func(h *netlink.Handle) error {
+		if err := setUp(h, "lo", netip.Prefix{}); err != nil {
+			return err
+		}
+		if err := setUp(h, "eth0", n.prefix(addr)); err != nil {
+			return err
+		}
+		return h.RouteAdd(&netlink.Route{Gw: n.subnet.Addr().Next().AsSlice()})
+	})
+	if err != nil {
+		return fmt.Errorf("set up the host's network: %w", err)
+	}
+	return nil
+}
+
+// unplug removes a host's link at once; the kernel would do so some time
+// after the host's namespace ended.
+func (n *network) unplug(index int) error {
+	return withHandle(n.ns, func(h *netlink.Handle) error {
+		port, err := h.LinkByName(portName(index))
+		if errors.As(err, &netlink.LinkNotFoundError{}) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return h.LinkDel(port)
+	})
+}
+
+func portName(index int) string { return fmt.Sprintf("port%d", index) }
+
+func withHandle(ns *os.File, fn func(*netlink.Handle) error) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(ns.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	return fn(h)
+}
+
+func setUp(h *netlink.Handle, name string, addr netip.Prefix) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if addr.IsValid() {
+		ip := &net.IPNet{IP: addr.Addr().AsSlice(), Mask: net.CIDRMask(addr.Bits(), 32)}
+		if err := h.AddrAdd(link, &netlink.Addr{IPNet: ip}); err != nil {
+			return err
+		}
+	}
+	return h.LinkSetUp(link)
+}
+
+// onThread runs fn on an operating system thread of its own, which ends with
+// it, so that fn may put the thread into other namespaces. It is never the
+// main thread, whose namespaces are the ones that /proc shows for the process.
+func onThread(fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() {
+			// While this thread is held here, the next call gets another.
+			done <- onThread(fn)
+			runtime.UnlockOSThread()
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+// enter puts the calling thread, which must be locked, into a namespace.
+func enter(ns *os.File) error {
+	if err := unix.Setns(int(ns.Fd()), 0); err != nil {
+		return fmt.Errorf("enter namespace %s: %w", ns.Name(), err)
+	}
+	return nil
+}

@@ -1,0 +1,78 @@
+// Package throwaway makes clusters that leave nothing behind.
+package throwaway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+)
+
+// Host is a lab host with a Knarr server in it.
+type Host struct {
+	*lab.Host
+	// Exe is the Knarr executable, inside and outside of the host.
+	Exe string
+}
+
+// Kubeconfig is the administrator's kubeconfig, as a path on the machine.
+func (h *Host) Kubeconfig() string { return h.Path("/etc/knarr/kubeconfig.yaml") }
+
+// Server returns a command that runs `knarr server` in the host.
+func (h *Host) Server(ctx context.Context, args ...string) *lab.Cmd {
+	return h.Command(ctx, h.Exe, append([]string{"server"}, args...)...)
+}
+
+// Shell is what to type in another terminal to be in the host.
+func (h *Host) Shell(command string) string {
+	return fmt.Sprintf("nsenter --target %d --all --wd=/ %s %s", h.PID(), h.Exe, command)
+}
+
+// NewHost makes a lab of one host. Image archives are copied to where a server
+// imports them from. The caller closes the lab.
+func NewHost(ctx context.Context, name, exe string, archives []string) (*lab.Lab, *Host, error) {
+	exe, err := filepath.Abs(exe)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find executable: %w", err)
+	}
+	l, err := lab.New(ctx, lab.Config{Name: name})
+	if err != nil {
+		return nil, nil, err
+	}
+	h, err := l.AddHost(ctx, lab.HostConfig{Name: "node"})
+	if err != nil {
+		return nil, nil, errors.Join(err, l.Close())
+	}
+	host := &Host{Host: h, Exe: exe}
+	for _, a := range archives {
+		if err := host.put(a); err != nil {
+			return nil, nil, errors.Join(err, l.Close())
+		}
+	}
+	return l, host, nil
+}
+
+func (h *Host) put(archive string) error {
+	src, err := os.Open(archive)
+	if err != nil {
+		return fmt.Errorf("open image archive: %w", err)
+	}
+	defer src.Close()
+	dir := h.Path("/var/lib/knarr/agent/images")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("create folder of images in the host: %w", err)
+	}
+	dst, err := os.Create(filepath.Join(dir, filepath.Base(archive)))
+	if err != nil {
+		return fmt.Errorf("copy image archive: %w", err)
+	}
+	_, err = io.Copy(dst, src)
+	if err = errors.Join(err, dst.Close()); err != nil {
+		return fmt.Errorf("copy image archive %s: %w", archive, err)
+	}
+	return nil
+}

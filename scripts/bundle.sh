@@ -1,0 +1,12 @@
+#!/bin/sh
+# Builds the bundle, if it is not up to date, and lays it where go:embed finds
+# it for builds with the tag "bundle".
+set -eu
+cd "$(dirname "$0")/.."
+
+archive=build/bundle/bundle.tar.zst
+go run ./cmd/knarr-bundle -o "$archive" "$@"
+if ! cmp -s "$archive" pkg/bundle/bundle.tar.zst; then
+	cp "$archive" pkg/bundle/bundle.tar.zst.new
+	mv pkg/bundle/bundle.tar.zst.new pkg/bundle/bundle.tar.zst
+fi

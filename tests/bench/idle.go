@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+const (
+	idleFrom = 120 * time.Second // after start
+	idleTo   = 180 * time.Second
+)
+
+// idle measures a node that has nothing to do: nobody asks it anything
+// meanwhile. It must have been started and have a pod running.
+func (n *node) idle(ctx context.Context, s *system) error {
+	if err := n.restUntil(ctx, idleFrom); err != nil {
+		return err
+	}
+	disk, err := n.disk.stat()
+	if err != nil {
+		return err
+	}
+	cpu, err := cpuTime(n.host.CgroupDirs())
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	if err := n.restUntil(ctx, idleTo); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	cpu2, err := cpuTime(n.host.CgroupDirs())
+	if err != nil {
+		return err
+	}
+	disk2, err := n.disk.stat()
+	if err != nil {
+		return err
+	}
+	not := []int{n.host.PID()} // the host's own first process
+	if n.subject.supervised() {
+		not = append(not, n.cmd.Process.Pid)
+	}
+	mem, err := memory(n.host.CgroupDirs(), not...)
+	if err != nil {
+		return err
+	}
+	written, minutes := disk2.since(disk), took.Minutes()
+	s.add("idle.cpu", 100*float64(cpu2-cpu)/float64(took))
+	s.add("idle.written", float64(written.bytes)/1024/minutes)
+	s.add("idle.writes", float64(written.requests)/minutes)
+	s.add("idle.flushes", float64(written.flushes)/minutes)
+	s.add("idle.pss", mebibytes(mem.pss))
+	s.add("idle.rss", mebibytes(mem.rss))
+	s.Memory = map[string]float64{}
+	for name, bytes := range mem.byProgram {
+		s.Memory[name] = mebibytes(bytes)
+	}
+	return nil
+}
+
+// restUntil waits until some time after the start, if the subject lasts.
+func (n *node) restUntil(ctx context.Context, since time.Duration) error {
+	select {
+	case <-time.After(time.Until(n.started.Add(since))):
+		return nil
+	case <-n.ended:
+		return fmt.Errorf("%s ended while idle: %w (log: %s)", n.subject.name(), n.err, n.log.Name())
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }

@@ -1,0 +1,67 @@
+package main
+
+// A metric is one figure. Its key is that of the samples in results.
+type metric struct {
+	key   string
+	title string
+	unit  string
+	// higher tells that more is better.
+	higher bool
+	// limit is what Knarr's median may be at most, 0 for any.
+	limit float64
+	// factor is how many times better than the peer Knarr must be, 0 for any.
+	factor float64
+}
+
+// A table groups the metrics of one kind.
+type table struct {
+	title   string
+	metrics []metric
+}
+
+// tables is the catalogue of all figures, in the order they are shown.
+func tables() []table {
+	return []table{
+		{"Start on an empty data dir", []metric{
+			{key: "start.api", title: "exec → API ready", unit: "s", limit: 1.0},
+			{key: "start.node", title: "exec → node Ready", unit: "s", limit: 1.3},
+			{key: "start.accepted", title: "exec → first pod accepted", unit: "s"},
+			{key: "start.running", title: "exec → first pod Running", unit: "s", limit: 2.5, factor: 4},
+		}},
+		{"The same, the bundle not yet unpacked", []metric{
+			{key: "packed.api", title: "exec → API ready", unit: "s"},
+			{key: "packed.node", title: "exec → node Ready", unit: "s"},
+			{key: "packed.accepted", title: "exec → first pod accepted", unit: "s"},
+			{key: "packed.running", title: "exec → first pod Running", unit: "s"},
+		}},
+		{"Restart, a pod running", []metric{
+			{key: "warm.api", title: "exec → API ready", unit: "s", limit: 1.0},
+		}},
+		{"Idle, one pod, 120 s to 180 s after start", []metric{
+			{key: "idle.pss", title: "memory of all processes, PSS", unit: "MiB", limit: 340, factor: 2},
+			{key: "idle.rss", title: "memory of all processes, RSS", unit: "MiB"},
+			{key: "idle.cpu", title: "CPU", unit: "% of a core", limit: 2.5},
+			{key: "idle.written", title: "written to disk", unit: "KiB/min"},
+			{key: "idle.writes", title: "write requests", unit: "1/min"},
+			{key: "idle.flushes", title: "cache flushes", unit: "1/min"},
+		}},
+		{"2,000 ConfigMaps, 16 clients, durable", loadMetrics("load")},
+		{"The same with --datastore-synchronous=normal", loadMetrics("normal")},
+		{"Size", []metric{
+			{key: "size.file", title: "executables", unit: "MiB"},
+			{key: "size.zstd", title: "the same by zstd -19", unit: "MiB"},
+		}},
+	}
+}
+
+func loadMetrics(prefix string) []metric {
+	var ms []metric
+	for _, op := range []string{"creates", "gets", "updates"} {
+		ms = append(ms,
+			metric{key: prefix + "." + op, title: op, unit: "1/s", higher: true},
+			metric{key: prefix + "." + op + ".p50", title: "  p50", unit: "ms"},
+			metric{key: prefix + "." + op + ".p99", title: "  p99", unit: "ms"},
+		)
+	}
+	return append(ms, metric{key: prefix + ".delete", title: "collection deleted", unit: "s"})
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/knarr-dev/knarr/pkg/pki"
+	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+)
+
+// peer is upstream's Kubernetes as separate processes, with the flags that
+// kubeadm gives them. All that kubeadm does before it starts them is done
+// beforehand: certificates, kubeconfigs, configuration files. So is the import
+// of images. The only process missing is a DNS server.
+type peer struct {
+	programs *programs
+	image    string
+}
+
+var _ subject = (*peer)(nil)
+
+func (p *peer) name() string { return peerName }
+
+func (p *peer) version(context.Context) (string, error) { return p.programs.version, nil }
+
+func (p *peer) executables() ([]string, error) { return p.programs.files() }
+
+func (p *peer) binds() []lab.Bind {
+	return []lab.Bind{
+		{Source: p.programs.dir, Target: "/opt/peer/bin", ReadOnly: true},
+		{Source: p.programs.bundle.Dir, Target: "/opt/peer/bundle", ReadOnly: true},
+	}
+}
+
+func (p *peer) supervised() bool { return true }
+
+func (p *peer) kubeconfig() string { return "/etc/kubernetes/admin.conf" }
+
+func (p *peer) command(ctx context.Context, h *lab.Host) *lab.Cmd {
+	return h.Command(ctx, "/bin/bash", "/etc/kubernetes/start.sh")
+}
+
+func (p *peer) prepare(ctx context.Context, h *lab.Host) error {
+	image, err := os.ReadFile(p.image)
+	if err != nil {
+		return fmt.Errorf("%w: scripts/images.sh makes it", err)
+	}
+	if err := writeFile(h, "/tmp/test.tar", image, 0o644); err != nil {
+		return err
+	}
+	if err := p.configure(h); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	out, err := h.Command(ctx, "/bin/sh", "/etc/kubernetes/preload.sh").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("preload images of peer: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// configure writes certificates, kubeconfigs, scripts and configuration.
+func (p *peer) configure(h *lab.Host) error {
+	const dir = "/etc/kubernetes"
+	certs, err := pki.Ensure(pki.Config{
+		Dir:      h.Path(dir + "/pki"),
+		NodeName: h.Name(), NodeIPs: []netip.Addr{h.Addr()},
+		ServiceIP: netip.AddrFrom4([4]byte{10, 43, 0, 1}),
+	})
+	if err != nil {
+		return fmt.Errorf("make certificates of peer: %w", err)
+	}
+	for name, leaf := range map[string]*pki.Leaf{
+		"admin": certs.Admin, "kubelet": certs.Kubelet, "scheduler": certs.Scheduler,
+		"controller-manager": certs.ControllerManager, "kube-proxy": certs.KubeProxy,
+	} {
+		text, err := certs.Kubeconfig(leaf, "https://127.0.0.1:6443").YAML()
+		if err != nil {
+			return err
+		}
+		if err := writeFile(h, filepath.Join(dir, name+".conf"), text, 0o600); err != nil {
+			return err
+		}
+	}
+	files, err := peerFiles(peerValues{
+		Node: h.Name(), Address: h.Addr().String(), PKI: dir + "/pki", Dir: dir,
+		Bin: "/opt/peer/bin", Bundle: "/opt/peer/bundle",
+	})
+	if err != nil {
+		return err
+	}
+	for name, text := range files {
+		if err := writeFile(h, name, text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}

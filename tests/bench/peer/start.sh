@@ -1,0 +1,88 @@
+#!/bin/bash
+# Starts all processes of the peer at once. SIGTERM ends them, those first that
+# need the others; shims and pods stay.
+set -u
+export PATH="{{.Bin}}:{{.Bundle}}/bin:$PATH"
+
+echo 1 >/proc/sys/net/ipv4/ip_forward
+
+etcd --data-dir=/var/lib/etcd \
+	--listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
+	--listen-peer-urls=http://127.0.0.1:2380 --initial-advertise-peer-urls=http://127.0.0.1:2380 \
+	--initial-cluster=default=http://127.0.0.1:2380 &
+back=$!
+
+containerd &
+back="$back $!"
+
+kube-apiserver --advertise-address={{.Address}} --secure-port=6443 \
+	--etcd-servers=http://127.0.0.1:2379 \
+	--allow-privileged=true --authorization-mode=Node,RBAC \
+	--enable-admission-plugins=NodeRestriction --enable-bootstrap-token-auth=true \
+	--client-ca-file={{.PKI}}/client-ca.crt \
+	--tls-cert-file={{.PKI}}/apiserver.pem --tls-private-key-file={{.PKI}}/apiserver.pem \
+	--kubelet-certificate-authority={{.PKI}}/server-ca.crt \
+	--kubelet-client-certificate={{.PKI}}/apiserver-kubelet-client.pem \
+	--kubelet-client-key={{.PKI}}/apiserver-kubelet-client.pem \
+	--kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname \
+	--proxy-client-cert-file={{.PKI}}/front-proxy.pem --proxy-client-key-file={{.PKI}}/front-proxy.pem \
+	--requestheader-allowed-names=system:auth-proxy \
+	--requestheader-client-ca-file={{.PKI}}/request-header-ca.crt \
+	--requestheader-extra-headers-prefix=X-Remote-Extra- \
+	--requestheader-group-headers=X-Remote-Group --requestheader-username-headers=X-Remote-User \
+	--service-account-issuer=https://kubernetes.default.svc.cluster.local \
+	--service-account-key-file={{.PKI}}/service-account.key \
+	--service-account-signing-key-file={{.PKI}}/service-account.key \
+	--service-cluster-ip-range=10.43.0.0/16 &
+front=$!
+
+kube-controller-manager --bind-address=127.0.0.1 --leader-elect=true \
+	--kubeconfig={{.Dir}}/controller-manager.conf \
+	--authentication-kubeconfig={{.Dir}}/controller-manager.conf \
+	--authorization-kubeconfig={{.Dir}}/controller-manager.conf \
+	--client-ca-file={{.PKI}}/client-ca.crt \
+	--requestheader-client-ca-file={{.PKI}}/request-header-ca.crt \
+	--allocate-node-cidrs=true --cluster-cidr=10.42.0.0/16 --service-cluster-ip-range=10.43.0.0/16 \
+	--cluster-signing-cert-file={{.PKI}}/client-ca.crt --cluster-signing-key-file={{.PKI}}/client-ca.key \
+	--controllers='*,bootstrapsigner,tokencleaner' --use-service-account-credentials=true \
+	--root-ca-file={{.PKI}}/server-ca.crt \
+	--service-account-private-key-file={{.PKI}}/service-account.key &
+front="$front $!"
+
+kube-scheduler --bind-address=127.0.0.1 --leader-elect=true \
+	--kubeconfig={{.Dir}}/scheduler.conf \
+	--authentication-kubeconfig={{.Dir}}/scheduler.conf \
+	--authorization-kubeconfig={{.Dir}}/scheduler.conf &
+front="$front $!"
+
+kubelet --config={{.Dir}}/kubelet.yaml --kubeconfig={{.Dir}}/kubelet.conf \
+	--hostname-override={{.Node}} --node-ip={{.Address}} &
+front="$front $!"
+
+kube-proxy --config={{.Dir}}/kube-proxy.yaml --hostname-override={{.Node}} &
+front="$front $!"
+
+# The API server waits for whoever watches; after ten seconds nobody cares.
+end() {
+	trap - TERM
+	# shellcheck disable=SC2086 # one word for each process
+	kill $front
+	# shellcheck disable=SC2086
+	(sleep 10; kill -9 $front) 2>/dev/null &
+	watchdog=$!
+	# shellcheck disable=SC2086
+	wait $front
+	kill $watchdog
+	# shellcheck disable=SC2086
+	kill $back
+	wait
+	exit 0
+}
+trap end TERM
+
+# One that ends by itself spoils the run: end all instead of waiting in vain.
+wait -n
+echo "peer: a process ended by itself: $(jobs -l)" >&2
+# shellcheck disable=SC2086
+kill $front $back
+exit 1
