@@ -81,7 +81,12 @@ func objects(root string) (map[string]string, error) {
 	return found, err
 }
 
-// closure collects name and all it needs. The loader is stored as ld.so,
+// loaderName is what a running nft is called in the process list: the loader is
+// what is executed. It is unlike any other program's, so that changes of the
+// rules by others can be told from ours.
+const loaderName = "knarr-nft"
+
+// closure collects name and all it needs. The loader is stored as knarr-nft,
 // which is what our launcher runs on every processor.
 func closure(found map[string]string, name string) ([]pack.File, error) {
 	var files []pack.File
@@ -122,7 +127,7 @@ func closure(found map[string]string, name string) ([]pack.File, error) {
 			}
 			todo = append(todo, loader)
 		case strings.HasPrefix(n, "ld-linux"):
-			mode, as = 0o755, "ld.so"
+			mode, as = 0o755, loaderName
 		}
 		files = append(files, pack.File{Name: path.Join("lib/nft", as), Mode: mode, Data: data})
 	}

@@ -56,6 +56,14 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 		}
 		specs = append(specs,
 			component.Spec{Component: d, Class: component.Retried},
+			component.Spec{Component: component.Func("dns-rules", []string{"bundle"}, func(ctx context.Context, ready chan<- struct{}) error {
+				if err := dns.ApplyRules(ctx, c.Network.ClusterDNS); err != nil {
+					return err
+				}
+				close(ready)
+				<-ctx.Done()
+				return nil
+			}), Class: component.Retried},
 			component.Spec{Component: component.Func("dns-objects", []string{"apiserver"}, applier(env, dns.Objects(cfg), granted)), Class: component.Retried})
 	}
 	return specs, nil

@@ -29,6 +29,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/logs"
 	"github.com/knarr-dev/knarr/pkg/node"
+	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/sdnotify"
 	"github.com/knarr-dev/knarr/pkg/status"
@@ -241,8 +242,16 @@ func (s *server) parts() ([]part.Part, error) {
 		return nil, err
 	}
 	_, err = os.Stat(filepath.Join(s.cfg.ServerDir(), "db", "state.db"))
+	var tables []nftwatch.Table
+	if addr := s.cfg.Network.ClusterDNS; s.sockets != nil {
+		tables = append(tables, nftwatch.Table{Name: dns.Table(addr), Restore: func(ctx context.Context) {
+			if err := dns.ApplyRules(ctx, addr); err != nil {
+				s.log.Warn(err.Error())
+			}
+		}})
+	}
 	return []part.Part{
-		&node.Node{Bundle: archive, Facts: s.facts, NewCluster: errors.Is(err, fs.ErrNotExist)},
+		&node.Node{Bundle: archive, Facts: s.facts, NewCluster: errors.Is(err, fs.ErrNotExist), Tables: tables},
 		addons.Addons{DNSSockets: s.sockets},
 	}, nil
 }

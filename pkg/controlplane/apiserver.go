@@ -16,6 +16,7 @@ import (
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/apiserver/pkg/server/egressselector"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
@@ -34,7 +35,7 @@ import (
 type APIServer struct {
 	cfg Config
 	log *slog.Logger
-	// answering is closed when the first connection can be accepted.
+	// answering is closed when clients in this process can be authorized.
 	answering chan struct{}
 	once      sync.Once
 }
@@ -53,8 +54,8 @@ func (a *APIServer) Name() string { return "apiserver" }
 func (a *APIServer) Needs() []string { return []string{"pki"} }
 
 // Answering is a component that is ready when the API server accepts
-// connections, a little before it has its bootstrap objects: enough for the
-// controllers, whose informers start to load meanwhile.
+// connections and knows the roles in the store, a little before it calls itself
+// ready: enough for the controllers, whose informers start to load meanwhile.
 func (a *APIServer) Answering() component.Component {
 	return component.Func("apiserver-tls", nil, func(ctx context.Context, ready chan<- struct{}) error {
 		select {
@@ -83,6 +84,7 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 	store, err := datastore.Open(ctx, datastore.Config{
 		Path:        filepath.Join(c.ServerDir(), "db", "state.db"),
 		Synchronous: c.Store.Synchronous,
+		Seed:        func() ([]datastore.KeyValue, error) { return seed(a.cfg.PKI()) },
 	})
 	if err != nil {
 		return err
@@ -99,10 +101,21 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 		}
 	}()
 
-	server, err := a.prepare(ctx, &firstAccept{Listener: lis, once: &a.once, accepting: a.answering}, store)
+	first := &firstAccept{Listener: lis, accepting: make(chan struct{})}
+	server, err := a.prepare(ctx, first, store)
 	if err != nil {
 		return err
 	}
+	go func() {
+		for _, done := range append(server.authorizing, (<-chan struct{})(first.accepting)) {
+			select {
+			case <-done:
+			case <-ctx.Done():
+				return
+			}
+		}
+		a.once.Do(func() { close(a.answering) })
+	}()
 	go func() {
 		if waitReady(ctx, server) == nil {
 			close(ready)
@@ -121,6 +134,8 @@ type preparedServer struct {
 	run     func(context.Context) error
 	// hooked is closed when our bootstrap hook has ended.
 	hooked <-chan struct{}
+	// authorizing are closed when roles and bindings are known.
+	authorizing []<-chan struct{}
 }
 
 func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
@@ -175,7 +190,14 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	if err != nil {
 		return nil, fmt.Errorf("prepare apiserver: %w", err)
 	}
-	return &preparedServer{handler: chain.GenericAPIServer.Handler, run: prepared.Run, hooked: hooked}, nil
+	rbac := cfg.KubeAPIs.ControlPlane.VersionedInformers.Rbac().V1()
+	s := &preparedServer{handler: chain.GenericAPIServer.Handler, run: prepared.Run, hooked: hooked}
+	for _, i := range []cache.SharedIndexInformer{
+		rbac.ClusterRoles().Informer(), rbac.ClusterRoleBindings().Informer(), rbac.Roles().Informer(), rbac.RoleBindings().Informer(),
+	} {
+		s.authorizing = append(s.authorizing, i.HasSyncedChecker().Done())
+	}
+	return s, nil
 }
 
 // flags are the API server's settings; the user's own come after them.
@@ -257,7 +279,7 @@ func waitReady(ctx context.Context, s *preparedServer) error {
 // firstAccept tells when a server begins to accept.
 type firstAccept struct {
 	net.Listener
-	once      *sync.Once
+	once      sync.Once
 	accepting chan struct{}
 }
 

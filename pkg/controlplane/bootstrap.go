@@ -64,18 +64,10 @@ func bootstrap(ctx context.Context, cfg *rest.Config, p *pki.PKI) error {
 	work := roles
 	for _, ns := range systemNamespaces() {
 		work = append(work, func() error {
-			sa := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default", Namespace: ns}}
-			_, err := client.CoreV1().ServiceAccounts(ns).Create(ctx, sa, metav1.CreateOptions{})
+			_, err := client.CoreV1().ServiceAccounts(ns).Create(ctx, defaultServiceAccount(ns), metav1.CreateOptions{})
 			return existing(err)
 		}, func() error {
-			// The controller's annotation and content, see pkg/controller/certificates/rootcacertpublisher upstream.
-			cm := &corev1.ConfigMap{
-				ObjectMeta: metav1.ObjectMeta{Name: "kube-root-ca.crt", Namespace: ns, Annotations: map[string]string{
-					"kubernetes.io/description": "Contains a CA bundle that can be used to verify the kube-apiserver when using internal endpoints such as the internal service IP or kubernetes.default.svc. No other usage is guaranteed across distributions of Kubernetes clusters.",
-				}},
-				Data: map[string]string{"ca.crt": string(rootCA)},
-			}
-			_, err := client.CoreV1().ConfigMaps(ns).Create(ctx, cm, metav1.CreateOptions{})
+			_, err := client.CoreV1().ConfigMaps(ns).Create(ctx, rootCertificate(ns, rootCA), metav1.CreateOptions{})
 			return existing(err)
 		})
 	}

@@ -4,6 +4,7 @@ package datastore
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/k3s-io/kine/pkg/drivers"
+	"github.com/k3s-io/kine/pkg/drivers/generic"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
 	"google.golang.org/grpc"
@@ -31,6 +33,15 @@ type Config struct {
 	// Synchronous is full (default: an acknowledged write survives power loss) or
 	// normal (it survives the end of the process, but not that of the machine).
 	Synchronous string
+	// Seed returns what a new store has in it from birth. It is not called when
+	// the store exists.
+	Seed func() ([]KeyValue, error)
+}
+
+// KeyValue is an entry of the store.
+type KeyValue struct {
+	Key   string
+	Value []byte
 }
 
 // Store is an open datastore.
@@ -38,6 +49,7 @@ type Store struct {
 	lis     *bufconn.Listener
 	srv     *grpc.Server
 	backend server.Backend
+	db      *sql.DB
 	cancel  context.CancelFunc
 	wg      sync.WaitGroup
 	served  chan error
@@ -47,30 +59,33 @@ type Store struct {
 // Open opens the file, creates it if it is missing, and serves it. It fails
 // when the file is not a SQLite database or cannot be read and written.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	dsn, err := dsn(cfg)
+	synchronous, err := synchronous(cfg)
 	if err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of datastore: %w", err)
 	}
+	if err := probe(ctx, cfg.Path); err != nil {
+		return nil, openError(cfg.Path, err)
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Store{cancel: cancel, served: make(chan error, 1)}
-	_, s.backend, err = sqlite.New(ctx, &s.wg, &drivers.Config{
-		DataSourceName:   dsn,
-		CompactInterval:  5 * time.Minute,
-		CompactTimeout:   5 * time.Second,
-		CompactMinRetain: 1000,
-		CompactBatchSize: 1000,
-		PollBatchSize:    500,
-	})
+	var dialect *generic.Generic
+	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "sqlite3", driver(cfg.Path, synchronous))
+	if err == nil {
+		s.db = dialect.DB
+	}
+	if err == nil && cfg.Seed != nil {
+		err = fill(ctx, s.db, cfg.Seed)
+	}
 	if err == nil {
 		err = s.backend.Start(ctx)
 	}
 	if err != nil {
 		cancel()
 		s.wg.Wait()
-		return nil, fmt.Errorf("open datastore %s: %w (put the file aside and restore a backup, or free the disk)", cfg.Path, err)
+		return nil, openError(cfg.Path, err)
 	}
 	// The folder is already closed to others; the file is too, should it be copied.
 	if err := os.Chmod(cfg.Path, 0o600); err != nil {
@@ -93,22 +108,36 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-func dsn(cfg Config) (string, error) {
-	sync := "FULL"
-	switch cfg.Synchronous {
-	case "", "full":
-	case "normal":
-		sync = "NORMAL"
-	default:
-		return "", fmt.Errorf("datastore: synchronous is %q; it must be full or normal", cfg.Synchronous)
-	}
+func openError(path string, err error) error {
+	return fmt.Errorf("open datastore %s: %w; free the disk if it is full, or put the file aside and restore a backup", path, err)
+}
+
+func synchronous(cfg Config) (string, error) {
 	if cfg.Path == "" {
 		return "", errors.New("datastore: no path given")
 	}
-	// A vacuum at start would take a minute on a large store, and buys nothing.
-	return "file:" + (&url.URL{Path: cfg.Path}).EscapedPath() +
-		"?_journal_mode=WAL&_busy_timeout=30000&_txlock=immediate&_stmt_cache_size=20" +
-		"&_synchronous=" + sync + "&_kine_disable_startup_vacuum=true", nil
+	switch cfg.Synchronous {
+	case "", "full":
+		return "FULL", nil
+	case "normal":
+		return "NORMAL", nil
+	}
+	return "", fmt.Errorf("datastore: synchronous is %q; it must be full or normal", cfg.Synchronous)
+}
+
+// driver is how kine's driver is to work on a file.
+func driver(path, synchronous string) *drivers.Config {
+	return &drivers.Config{
+		// A vacuum at start would take a minute on a large store, and buys nothing.
+		DataSourceName: "file:" + (&url.URL{Path: path}).EscapedPath() +
+			"?_journal_mode=WAL&_busy_timeout=30000&_txlock=immediate&_stmt_cache_size=20" +
+			"&_synchronous=" + synchronous + "&_kine_disable_startup_vacuum=true",
+		CompactInterval:  5 * time.Minute,
+		CompactTimeout:   5 * time.Second,
+		CompactMinRetain: 1000,
+		CompactBatchSize: 1000,
+		PollBatchSize:    500,
+	}
 }
 
 // Dial connects to the store; it fits the apiserver's egress dialer. The
@@ -127,5 +156,7 @@ func (s *Store) Close() {
 		s.srv.Stop()
 		s.cancel()
 		s.wg.Wait()
+		// Waits for queries under way, which kine's own close does not.
+		_ = s.db.Close()
 	})
 }

@@ -11,8 +11,8 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"google.golang.org/grpc/grpclog"
-	"k8s.io/klog/v2"
 	ctrlruntime "k8s.io/apimachinery/pkg/util/runtime"
+	"k8s.io/klog/v2"
 )
 
 // Options says how much is told, and how.

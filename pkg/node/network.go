@@ -2,25 +2,93 @@ package node
 
 import (
 	"context"
-	"fmt"
-	"os"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/node/network"
 	"github.com/knarr-dev/knarr/pkg/part"
 )
 
-// interim: replaced by pkg/node/network.
-func (n *Node) network(env *part.Env) ([]component.Spec, error) {
-	return []component.Spec{{Component: component.Func("cni", nil, func(ctx context.Context, ready chan<- struct{}) error {
-		if err := os.MkdirAll("/etc/cni/net.d", 0o755); err != nil {
-			return fmt.Errorf("cni: %w", err)
+// network lists what gives pods their addresses. Without flannel that is
+// another program's care, and the CNI configuration its.
+func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
+	c := env.Config
+	if c.Network.FlannelBackend == "none" {
+		return []component.Spec{{Component: component.Func("cni", nil, nothing), Class: component.Retried}}, nil
+	}
+	var ip netip.Addr
+	if len(c.Node.IPs) > 0 {
+		ip = c.Node.IPs[0]
+	}
+	cni := network.NewCNI(network.CNIConfig{
+		IPAMDir: filepath.Join(c.RunDir, "cni-ipam"),
+		Backend: c.Network.FlannelBackend,
+		Iface:   c.Network.FlannelIface,
+		NodeIP:  ip,
+		Log:     env.Log,
+	})
+	subnet := network.NewSubnet(network.SubnetConfig{
+		NodeName:    c.Node.Name,
+		ClusterCIDR: c.Network.ClusterCIDR,
+		MaskSize:    nodeMask(c.ControlPlane.ControllerManagerArgs),
+		NewCluster:  n.NewCluster,
+		File:        filepath.Join(c.AgentDir(), "network", "subnet"),
+		Client:      env.Client,
+		Needs:       []string{"apiserver"},
+		Log:         env.Log,
+	}, cni)
+	prepare := func(ctx context.Context, ready chan<- struct{}) error {
+		if _, err := subnet.Prepare(); err != nil {
+			return err
 		}
-		conf := `{"cniVersion":"1.0.0","name":"knarr","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,"hairpinMode":true,"ipMasq":false,"ipam":{"type":"host-local","dataDir":"/run/knarr/ipam","ranges":[[{"subnet":"10.42.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
-		if err := os.WriteFile("/etc/cni/net.d/10-knarr.conflist", []byte(conf), 0o600); err != nil {
-			return fmt.Errorf("cni: %w", err)
+		return nothing(ctx, ready)
+	}
+	rules := network.NewRules(network.RulesConfig{ClusterCIDR: c.Network.ClusterCIDR, Log: env.Log})
+	flannel := network.NewFlannel(network.FlannelConfig{
+		NodeName:    c.Node.Name,
+		ClusterCIDR: c.Network.ClusterCIDR,
+		Backend:     c.Network.FlannelBackend,
+		Iface:       c.Network.FlannelIface,
+		NodeIP:      ip,
+		Client:      env.Client,
+		Needs:       []string{"apiserver"},
+		Log:         env.Log,
+	})
+	return []component.Spec{
+		{Component: component.Func("cni", nil, prepare), Class: component.Retried},
+		{Component: subnet, Class: component.Retried},
+		{Component: after{rules, "bundle"}, Class: component.Retried},
+		{Component: flannel, Class: component.Retried},
+	}, rules
+}
+
+// after adds needs to a component that knows nothing of its neighbours.
+type after struct {
+	component.Component
+	need string
+}
+
+func (a after) Needs() []string { return append([]string{a.need}, a.Component.Needs()...) }
+
+// nothing is ready at once.
+func nothing(ctx context.Context, ready chan<- struct{}) error {
+	close(ready)
+	<-ctx.Done()
+	return nil
+}
+
+// nodeMask is the size of a node's range that the controller-manager was told,
+// 0 for the default.
+func nodeMask(args []string) int {
+	size := 0
+	for _, a := range args {
+		value, ok := strings.CutPrefix(strings.TrimLeft(a, "-"), "node-cidr-mask-size=")
+		if n, err := strconv.Atoi(value); ok && err == nil {
+			size = n
 		}
-		close(ready)
-		<-ctx.Done()
-		return nil
-	}), Class: component.Retried}}, nil
+	}
+	return size
 }

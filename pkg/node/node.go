@@ -17,6 +17,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/node/containerd"
 	"github.com/knarr-dev/knarr/pkg/node/images"
 	"github.com/knarr-dev/knarr/pkg/node/kubelet"
+	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
 )
@@ -32,6 +33,8 @@ type Node struct {
 	Facts host.Facts
 	// NewCluster is set if the store did not exist before this start.
 	NewCluster bool
+	// Tables are packet-filter tables of other parts, to be kept whole.
+	Tables []nftwatch.Table
 }
 
 var _ part.Part = (*Node)(nil)
@@ -40,10 +43,7 @@ var _ part.Part = (*Node)(nil)
 func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	c := env.Config
 	b := &executables{archive: n.Bundle, dir: filepath.Join(c.DataDir, "bundle")}
-	net, err := n.network(env)
-	if err != nil {
-		return nil, err
-	}
+	net, rules := n.network(env)
 	specs := append(net, component.Spec{Component: component.Func("bundle", nil, b.run), Class: component.Retried})
 
 	cri, needs := c.Node.ContainerRuntimeEndpoint, []string{"pki"}
@@ -92,7 +92,11 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		OOMScoreAdj:     n.oomScoreAdj(),
 		Args:            c.Node.KubeletArgs,
 	}, needs...)
-	return append(specs,
+	services, err := n.services(env, rules)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(specs, services...),
 		// A second kubelet in one process fails on its own metrics: its end ends us.
 		component.Spec{Component: kl, Class: component.Critical},
 		component.Spec{Component: &registration{env: env}, Class: component.Retried},

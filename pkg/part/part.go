@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync/atomic"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
@@ -54,4 +55,12 @@ func (e *Env) RESTConfig(pick func(*pki.PKI) *pki.Leaf) *rest.Config {
 // Client returns a client for Knarr's own controllers, once pki is ready.
 func (e *Env) Client() (kubernetes.Interface, error) {
 	return kubernetes.NewForConfig(e.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.Knarr }))
+}
+
+// Trim takes from an object what no informer of ours reads.
+func Trim(obj any) (any, error) {
+	if a, err := meta.Accessor(obj); err == nil && a.GetManagedFields() != nil {
+		a.SetManagedFields(nil)
+	}
+	return obj, nil
 }

@@ -96,7 +96,22 @@ func (b builder) buildKube(ctx context.Context, bin, version string) error {
 		ldflags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s -X %[1]s.gitTreeState=clean",
 			pkg, version, parts[0], parts[1])
 	}
-	args := []string{"build", "-ldflags", ldflags, "-o", bin + "/"}
+	// Our versions, and with them our build cache, but a go.mod and go.sum to
+	// which the build may add what only these programs import.
+	dir := filepath.Join(b.out, "modules", "kubernetes-"+version)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for _, name := range []string{"go.mod", "go.sum"} {
+		data, err := os.ReadFile(filepath.Join(b.root, name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	args := []string{"build", "-mod=mod", "-modfile", filepath.Join(dir, "go.mod"), "-ldflags", ldflags, "-o", bin + "/"}
 	for _, p := range kubePrograms() {
 		args = append(args, "k8s.io/kubernetes/cmd/"+p)
 	}

@@ -11,10 +11,10 @@ const (
 	idleTo   = 180 * time.Second
 )
 
-// idle measures a node that has nothing to do: nobody asks it anything
-// meanwhile. It must have been started and have a pod running.
-func (n *node) idle(ctx context.Context, s *system) error {
-	if err := n.restUntil(ctx, idleFrom); err != nil {
+// idle measures a node that has nothing to do, in a window of time since its
+// start: nobody asks it anything meanwhile. It must be on a loop disk.
+func (n *node) idle(ctx context.Context, s *system, from, to time.Duration) error {
+	if err := n.restUntil(ctx, from); err != nil {
 		return err
 	}
 	disk, err := n.disk.stat()
@@ -26,7 +26,7 @@ func (n *node) idle(ctx context.Context, s *system) error {
 		return err
 	}
 	begin := time.Now()
-	if err := n.restUntil(ctx, idleTo); err != nil {
+	if err := n.restUntil(ctx, to); err != nil {
 		return err
 	}
 	took := time.Since(begin)

@@ -1,7 +1,7 @@
 // Command bench measures Knarr, and upstream Kubernetes as separate processes
 // (the peer) beside it, in hosts of a lab, in turn:
 //
-//	go run ./tests/bench                     # all figures, 5 runs: hours
+//	go run ./tests/bench                     # all figures, 5 runs: 45 minutes
 //	go run ./tests/bench --only start,warm   # some of them
 //	go run ./tests/bench --compare old.json new.json
 //

@@ -143,7 +143,7 @@ func (b *bench) starts(ctx context.Context, n *node) error {
 		if b.wants("packed") {
 			m.add(s, "packed")
 		}
-		b.say("  packed: %+v", m)
+		b.say("  packed: %s", m)
 		if err := n.stop(); err != nil {
 			return err
 		}
@@ -161,7 +161,7 @@ func (b *bench) starts(ctx context.Context, n *node) error {
 	if b.wants("start") {
 		m.add(s, "start")
 	}
-	b.say("  start: %+v", m)
+	b.say("  start: %s", m)
 	if b.wants("warm") {
 		if err := b.restart(ctx, n, s); err != nil {
 			return err
@@ -189,7 +189,7 @@ func (b *bench) restart(ctx context.Context, n *node, s *system) error {
 		return err
 	}
 	s.add("warm.api", api.Seconds())
-	b.say("  warm: %s", api)
+	b.say("  warm: API %.3f s", api.Seconds())
 	// The kubelet needs a moment to find a pod gone, and to tell.
 	if err := pause(ctx, calmTime); err != nil {
 		return err
@@ -218,7 +218,7 @@ func (b *bench) idle(ctx context.Context, n *node) error {
 	if _, err := n.timeStart(ctx); err != nil {
 		return err
 	}
-	return n.idle(ctx, b.results.of(n.subject.name()))
+	return n.idle(ctx, b.results.of(n.subject.name()), idleFrom, idleTo)
 }
 
 func (b *bench) size(ctx context.Context, s subject) error {

@@ -59,8 +59,8 @@ func loadMetrics(prefix string) []metric {
 	for _, op := range []string{"creates", "gets", "updates"} {
 		ms = append(ms,
 			metric{key: prefix + "." + op, title: op, unit: "1/s", higher: true},
-			metric{key: prefix + "." + op + ".p50", title: "  p50", unit: "ms"},
-			metric{key: prefix + "." + op + ".p99", title: "  p99", unit: "ms"},
+			metric{key: prefix + "." + op + ".p50", title: op + ", p50", unit: "ms"},
+			metric{key: prefix + "." + op + ".p99", title: op + ", p99", unit: "ms"},
 		)
 	}
 	return append(ms, metric{key: prefix + ".delete", title: "collection deleted", unit: "s"})

@@ -31,17 +31,19 @@ func (p *peer) executables() ([]string, error) { return p.programs.files() }
 
 func (p *peer) binds() []lab.Bind {
 	return []lab.Bind{
-		{Source: p.programs.dir, Target: "/opt/peer/bin", ReadOnly: true},
-		{Source: p.programs.bundle.Dir, Target: "/opt/peer/bundle", ReadOnly: true},
+		{Source: p.programs.dir, Target: peerBin, ReadOnly: true},
+		{Source: p.programs.bundle.Dir, Target: peerBundle, ReadOnly: true},
 	}
 }
 
 func (p *peer) supervised() bool { return true }
 
-func (p *peer) kubeconfig() string { return "/etc/kubernetes/admin.conf" }
+func (p *peer) kubeconfig() string { return peerConf + "/admin.conf" }
 
 func (p *peer) command(ctx context.Context, h *lab.Host) *lab.Cmd {
-	return h.Command(ctx, "/bin/bash", "/etc/kubernetes/start.sh")
+	c := h.Command(ctx, "/bin/bash", peerConf+"/start.sh")
+	c.Env = append(c.Env, "NODE="+h.Name(), "ADDRESS="+h.Addr().String())
+	return c
 }
 
 func (p *peer) prepare(ctx context.Context, h *lab.Host) error {
@@ -57,7 +59,7 @@ func (p *peer) prepare(ctx context.Context, h *lab.Host) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	out, err := h.Command(ctx, "/bin/sh", "/etc/kubernetes/preload.sh").CombinedOutput()
+	out, err := h.Command(ctx, "/bin/sh", peerConf+"/preload.sh").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("preload images of peer: %w\n%s", err, out)
 	}
@@ -66,9 +68,8 @@ func (p *peer) prepare(ctx context.Context, h *lab.Host) error {
 
 // configure writes certificates, kubeconfigs, scripts and configuration.
 func (p *peer) configure(h *lab.Host) error {
-	const dir = "/etc/kubernetes"
 	certs, err := pki.Ensure(pki.Config{
-		Dir:      h.Path(dir + "/pki"),
+		Dir:      h.Path(peerConf + "/pki"),
 		NodeName: h.Name(), NodeIPs: []netip.Addr{h.Addr()},
 		ServiceIP: netip.AddrFrom4([4]byte{10, 43, 0, 1}),
 	})
@@ -83,21 +84,12 @@ func (p *peer) configure(h *lab.Host) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFile(h, filepath.Join(dir, name+".conf"), text, 0o600); err != nil {
+		if err := writeFile(h, filepath.Join(peerConf, name+".conf"), text, 0o600); err != nil {
 			return err
 		}
 	}
-	files, err := peerFiles(peerValues{
-		Node: h.Name(), Address: h.Addr().String(), PKI: dir + "/pki", Dir: dir,
-		Bin: "/opt/peer/bin", Bundle: "/opt/peer/bundle",
-	})
-	if err != nil {
-		return err
+	if err := os.MkdirAll(h.Path(peerConf+"/manifests"), 0o755); err != nil {
+		return fmt.Errorf("make folder of static pods: %w", err)
 	}
-	for name, text := range files {
-		if err := writeFile(h, name, text, 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
+	return writePeerFiles(h)
 }

@@ -1,43 +1,43 @@
 package main
 
 import (
-	"bytes"
 	"embed"
 	"fmt"
-	"text/template"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 )
 
 //go:embed peer
-var peerTemplates embed.FS
+var peerFolder embed.FS
 
-// peerValues are what the templates of the peer's files refer to. Paths are
-// those in the host.
-type peerValues struct {
-	Node, Address string
-	Dir, PKI      string
-	Bin, Bundle   string
-}
+// Where the peer is in its host; the files in the folder peer say so too.
+const (
+	peerBin    = "/opt/peer/bin"
+	peerBundle = "/opt/peer/bundle"
+	peerConf   = "/etc/kubernetes"
+)
 
-// peerFiles are the peer's scripts and configuration by their path in the host.
-func peerFiles(v peerValues) (map[string][]byte, error) {
-	all, err := template.New("peer").Option("missingkey=error").ParseFS(peerTemplates, "peer/*")
-	if err != nil {
-		return nil, fmt.Errorf("read the peer's templates: %w", err)
-	}
-	files := map[string][]byte{}
-	for name, path := range map[string]string{
-		"start.sh":        v.Dir + "/start.sh",
-		"preload.sh":      v.Dir + "/preload.sh",
-		"kubelet.yaml":    v.Dir + "/kubelet.yaml",
-		"kube-proxy.yaml": v.Dir + "/kube-proxy.yaml",
+// peerFiles are the peer's scripts and configuration, and where they belong.
+func peerFiles() map[string]string {
+	return map[string]string{
+		"start.sh":        peerConf + "/start.sh",
+		"preload.sh":      peerConf + "/preload.sh",
+		"kubelet.yaml":    peerConf + "/kubelet.yaml",
+		"kube-proxy.yaml": peerConf + "/kube-proxy.yaml",
 		"containerd.toml": "/etc/containerd/config.toml",
 		"bridge.conflist": "/etc/cni/net.d/10-bridge.conflist",
-	} {
-		var text bytes.Buffer
-		if err := all.ExecuteTemplate(&text, name, v); err != nil {
-			return nil, fmt.Errorf("write the peer's %s: %w", name, err)
-		}
-		files[path] = text.Bytes()
 	}
-	return files, nil
+}
+
+func writePeerFiles(h *lab.Host) error {
+	for name, path := range peerFiles() {
+		text, err := peerFolder.ReadFile("peer/" + name)
+		if err != nil {
+			return fmt.Errorf("configure peer: %w", err)
+		}
+		if err := writeFile(h, path, text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
 }

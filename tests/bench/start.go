@@ -38,6 +38,11 @@ func (m milestones) add(s *system, kind string) {
 	s.add(kind+".running", m.running.Seconds())
 }
 
+func (m milestones) String() string {
+	return fmt.Sprintf("API %.3f s, node %.3f s, pod accepted %.3f s, running %.3f s",
+		m.api.Seconds(), m.node.Seconds(), m.accepted.Seconds(), m.running.Seconds())
+}
+
 // timeStart starts the subject and waits until the first pod runs.
 func (n *node) timeStart(ctx context.Context) (milestones, error) {
 	var m milestones

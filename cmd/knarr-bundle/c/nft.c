@@ -30,7 +30,7 @@ __attribute__((used, noreturn)) void start(word *stack) {
 		while (len > 0 && lib[--len] != '/')
 			;
 	append(lib, len, "/lib/nft");
-	append(loader, append(loader, 0, lib), "/ld.so");
+	append(loader, append(loader, 0, lib), "/knarr-nft");
 	append(real, append(real, 0, lib), "/nft");
 
 	args[n++] = loader;
@@ -44,7 +44,7 @@ __attribute__((used, noreturn)) void start(word *stack) {
 		args[n++] = argv[i];
 	args[n] = 0;
 	call(sys_execve, (word)loader, (word)args, (word)env, 0);
-	fail("nft: cannot run ../lib/nft/ld.so: the bundle is incomplete\n");
+	fail("nft: cannot run ../lib/nft/knarr-nft: the bundle is incomplete\n");
 	for (;;)
 		;
 }

@@ -181,14 +181,15 @@ func (l *leases) AcquireLease(ctx context.Context, attrs *lease.LeaseAttrs) (*le
 	return a, nil
 }
 
-// WatchLeases tells of every node's lease, and then of every change.
+// WatchLeases tells of every node's lease, and then of every change, until ctx
+// ends. That is no error, or flannel would log one at each stop.
 func (l *leases) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWatchResult) error {
 	defer close(receiver)
 	told := make(map[string]lease.Lease)
 	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return nil
 		case <-l.changed:
 		}
 		l.mu.Lock()
@@ -198,7 +199,7 @@ func (l *leases) WatchLeases(ctx context.Context, receiver chan []lease.LeaseWat
 			select {
 			case receiver <- []lease.LeaseWatchResult{{Events: events}}:
 			case <-ctx.Done():
-				return ctx.Err()
+				return nil
 			}
 		}
 		told = now

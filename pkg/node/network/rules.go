@@ -151,7 +151,7 @@ func (r *Rules) transaction(ports []hostPort) *knftables.Transaction {
 }
 
 func (r *Rules) addMasquerade(tx *knftables.Transaction) {
-	const chain = "postrouting"
+	const chain = postroutingChain
 	ip, multicast, cluster := "ip", "224.0.0.0/4", r.cfg.ClusterCIDR.Masked().String()
 	v6 := r.cfg.ClusterCIDR.Addr().Is6()
 	if v6 {
@@ -164,14 +164,13 @@ func (r *Rules) addMasquerade(tx *knftables.Transaction) {
 	addRule(tx, chain, "oifname", overlayName(v6), ip, "saddr !=", cluster, "masquerade fully-random")
 }
 
-// Names of chains, maps and the set of the table.
+// Names in the table.
 const (
-	guardChain      = "guard"
-	preroutingChain = "prerouting"
-	outputChain     = "output"
-	anyAddrMap      = "hostports"
-	oneAddrMap      = "hostports-on-address"
-	hairpinSet      = "hairpin"
+	postroutingChain = "postrouting"
+	guardChain       = "guard"
+	anyAddrMap       = "hostports"
+	oneAddrMap       = "hostports-on-address"
+	hairpinSet       = "hairpin"
 )
 
 func (r *Rules) addHostPorts(tx *knftables.Transaction, ports []hostPort) {
@@ -184,18 +183,17 @@ func (r *Rules) addHostPorts(tx *knftables.Transaction, ports []hostPort) {
 	tx.Add(&knftables.Map{Name: oneAddrMap, Type: knftables.Concat("inet_proto .", addrType, ". inet_service :", addrType, ". inet_service")})
 	tx.Add(&knftables.Set{Name: hairpinSet, Type: knftables.Concat(addrType, ".", addrType)})
 
-	for chain, hook := range map[string]knftables.BaseChainHook{
-		preroutingChain: knftables.PreroutingHook,
-		outputChain:     knftables.OutputHook,
-	} {
+	// Named as their hooks.
+	for _, hook := range []knftables.BaseChainHook{knftables.PreroutingHook, knftables.OutputHook} {
+		chain := string(hook)
 		addChain(tx, chain, knftables.NATType, hook, knftables.DNATPriority)
 		addRule(tx, chain, "fib daddr type local dnat", ip, "to meta l4proto .", ip, "daddr . th dport map @", oneAddrMap)
 		addRule(tx, chain, "fib daddr type local dnat", ip, "to meta l4proto . th dport map @", anyAddrMap)
 	}
 	// A pod that reaches itself must not see its own address as the client's.
-	addRule(tx, "postrouting", ip, "saddr .", ip, "daddr @", hairpinSet, "masquerade fully-random")
+	addRule(tx, postroutingChain, ip, "saddr .", ip, "daddr @", hairpinSet, "masquerade fully-random")
 	if ip == "ip" {
-		addRule(tx, "postrouting", "oifname", BridgeName, "ip saddr 127.0.0.0/8 masquerade fully-random")
+		addRule(tx, postroutingChain, "oifname", BridgeName, "ip saddr 127.0.0.0/8 masquerade fully-random")
 		// routeLoopback would let pods reach what listens on loopback only.
 		addChain(tx, guardChain, knftables.FilterType, knftables.PreroutingHook, knftables.RawPriority)
 		addRule(tx, guardChain, "iifname", BridgeName, "ip daddr 127.0.0.0/8 drop")

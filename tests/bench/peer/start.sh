@@ -1,8 +1,10 @@
 #!/bin/bash
 # Starts all processes of the peer at once. SIGTERM ends them, those first that
-# need the others; shims and pods stay.
+# need the others; shims and pods stay. NODE and ADDRESS are the host's.
 set -u
-export PATH="{{.Bin}}:{{.Bundle}}/bin:$PATH"
+export PATH="/opt/peer/bin:/opt/peer/bundle/bin:$PATH"
+conf=/etc/kubernetes
+pki=$conf/pki
 
 echo 1 >/proc/sys/net/ipv4/ip_forward
 
@@ -15,54 +17,55 @@ back=$!
 containerd &
 back="$back $!"
 
-kube-apiserver --advertise-address={{.Address}} --secure-port=6443 \
+kube-apiserver --advertise-address="$ADDRESS" --secure-port=6443 \
 	--etcd-servers=http://127.0.0.1:2379 \
 	--allow-privileged=true --authorization-mode=Node,RBAC \
 	--enable-admission-plugins=NodeRestriction --enable-bootstrap-token-auth=true \
-	--client-ca-file={{.PKI}}/client-ca.crt \
-	--tls-cert-file={{.PKI}}/apiserver.pem --tls-private-key-file={{.PKI}}/apiserver.pem \
-	--kubelet-certificate-authority={{.PKI}}/server-ca.crt \
-	--kubelet-client-certificate={{.PKI}}/apiserver-kubelet-client.pem \
-	--kubelet-client-key={{.PKI}}/apiserver-kubelet-client.pem \
+	--client-ca-file=$pki/client-ca.crt \
+	--tls-cert-file=$pki/apiserver.pem --tls-private-key-file=$pki/apiserver.pem \
+	--kubelet-certificate-authority=$pki/server-ca.crt \
+	--kubelet-client-certificate=$pki/apiserver-kubelet-client.pem \
+	--kubelet-client-key=$pki/apiserver-kubelet-client.pem \
 	--kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname \
-	--proxy-client-cert-file={{.PKI}}/front-proxy.pem --proxy-client-key-file={{.PKI}}/front-proxy.pem \
+	--proxy-client-cert-file=$pki/front-proxy.pem --proxy-client-key-file=$pki/front-proxy.pem \
 	--requestheader-allowed-names=system:auth-proxy \
-	--requestheader-client-ca-file={{.PKI}}/request-header-ca.crt \
+	--requestheader-client-ca-file=$pki/request-header-ca.crt \
 	--requestheader-extra-headers-prefix=X-Remote-Extra- \
 	--requestheader-group-headers=X-Remote-Group --requestheader-username-headers=X-Remote-User \
 	--service-account-issuer=https://kubernetes.default.svc.cluster.local \
-	--service-account-key-file={{.PKI}}/service-account.key \
-	--service-account-signing-key-file={{.PKI}}/service-account.key \
+	--service-account-key-file=$pki/service-account.key \
+	--service-account-signing-key-file=$pki/service-account.key \
 	--service-cluster-ip-range=10.43.0.0/16 &
 front=$!
 
 kube-controller-manager --bind-address=127.0.0.1 --leader-elect=true \
-	--kubeconfig={{.Dir}}/controller-manager.conf \
-	--authentication-kubeconfig={{.Dir}}/controller-manager.conf \
-	--authorization-kubeconfig={{.Dir}}/controller-manager.conf \
-	--client-ca-file={{.PKI}}/client-ca.crt \
-	--requestheader-client-ca-file={{.PKI}}/request-header-ca.crt \
+	--kubeconfig=$conf/controller-manager.conf \
+	--authentication-kubeconfig=$conf/controller-manager.conf \
+	--authorization-kubeconfig=$conf/controller-manager.conf \
+	--client-ca-file=$pki/client-ca.crt \
+	--requestheader-client-ca-file=$pki/request-header-ca.crt \
 	--allocate-node-cidrs=true --cluster-cidr=10.42.0.0/16 --service-cluster-ip-range=10.43.0.0/16 \
-	--cluster-signing-cert-file={{.PKI}}/client-ca.crt --cluster-signing-key-file={{.PKI}}/client-ca.key \
+	--cluster-signing-cert-file=$pki/client-ca.crt --cluster-signing-key-file=$pki/client-ca.key \
 	--controllers='*,bootstrapsigner,tokencleaner' --use-service-account-credentials=true \
-	--root-ca-file={{.PKI}}/server-ca.crt \
-	--service-account-private-key-file={{.PKI}}/service-account.key &
+	--root-ca-file=$pki/server-ca.crt \
+	--service-account-private-key-file=$pki/service-account.key &
 front="$front $!"
 
 kube-scheduler --bind-address=127.0.0.1 --leader-elect=true \
-	--kubeconfig={{.Dir}}/scheduler.conf \
-	--authentication-kubeconfig={{.Dir}}/scheduler.conf \
-	--authorization-kubeconfig={{.Dir}}/scheduler.conf &
+	--kubeconfig=$conf/scheduler.conf \
+	--authentication-kubeconfig=$conf/scheduler.conf \
+	--authorization-kubeconfig=$conf/scheduler.conf &
 front="$front $!"
 
-kubelet --config={{.Dir}}/kubelet.yaml --kubeconfig={{.Dir}}/kubelet.conf \
-	--hostname-override={{.Node}} --node-ip={{.Address}} &
+kubelet --config=$conf/kubelet.yaml --kubeconfig=$conf/kubelet.conf \
+	--hostname-override="$NODE" --node-ip="$ADDRESS" &
 front="$front $!"
 
-kube-proxy --config={{.Dir}}/kube-proxy.yaml --hostname-override={{.Node}} &
+kube-proxy --config=$conf/kube-proxy.yaml --hostname-override="$NODE" &
 front="$front $!"
 
 # The API server waits for whoever watches; after ten seconds nobody cares.
+# shellcheck disable=SC2317 # called by the trap
 end() {
 	trap - TERM
 	# shellcheck disable=SC2086 # one word for each process
@@ -72,7 +75,7 @@ end() {
 	watchdog=$!
 	# shellcheck disable=SC2086
 	wait $front
-	kill $watchdog
+	kill "$watchdog"
 	# shellcheck disable=SC2086
 	kill $back
 	wait
