@@ -34,6 +34,13 @@ build: bundle
 # another cold build of many minutes.
 RACE := ./pkg/component ./pkg/status ./pkg/pki ./pkg/sdnotify ./pkg/config ./pkg/bundle/... ./pkg/host ./pkg/node/nodeport ./pkg/node/nftwatch
 
+# ARGS=--once ends by itself.
+run: build images
+	dist/knarr internal demo $(ARGS)
+
+bench: build images
+	go run ./tests/bench --into BENCHMARKS.md $(ARGS)
+
 lint: deps bundle
 	@test -z "$$(gofmt -l cmd pkg tests)" || { gofmt -l cmd pkg tests; echo 'run gofmt -w on these'; exit 1; }
 	shellcheck scripts/*.sh .ci/run

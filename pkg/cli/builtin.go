@@ -24,10 +24,11 @@ import (
 func Builtin() *cobra.Command {
 	v := version.Get()
 	return New(Commands{
-		Server:  runServer,
-		Kubectl: kubectl,
-		Ctr:     ctr,
-		Crictl:  crictl,
+		Server:   runServer,
+		Kubectl:  kubectl,
+		Ctr:      ctr,
+		Crictl:   crictl,
+		Internal: []*cobra.Command{newDemo()},
 		Version: Version{
 			Knarr: v.Knarr, Commit: v.Commit, Date: v.BuildDate, Kubernetes: v.Kubernetes,
 			Parts: []Part{{Name: "containerd", Version: v.Containerd}},
