@@ -265,11 +265,14 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 		}
 	}
 	notify("starting")
+	settle := hurry()
 	select {
 	case <-c.Ready():
 	case <-ctx.Done():
 		return
 	}
+	// Also on a node whose control plane cannot start, memory is bounded: by the limit.
+	defer settle()
 	if s.cfg.Log.Timings {
 		s.timings(c)
 	}

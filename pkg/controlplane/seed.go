@@ -1,9 +1,11 @@
 package controlplane
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"time"
+	_ "unsafe" // for go:linkname
 
 	corev1 "k8s.io/api/core/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
@@ -14,9 +16,15 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/uuid"
 	flowcontrolbootstrap "k8s.io/apiserver/pkg/apis/flowcontrol/bootstrap"
+	apiregistrationv1 "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1"
+	apiregistrationhelper "k8s.io/kube-aggregator/pkg/apis/apiregistration/v1/helper"
+	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
+	"k8s.io/kube-aggregator/pkg/controllers/autoregister"
+	_ "k8s.io/kubernetes/cmd/kube-apiserver/app" // holds apiVersionPriorities
 	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	internalscheduling "k8s.io/kubernetes/pkg/apis/scheduling/v1"
-	_ "k8s.io/kubernetes/pkg/controlplane" // installs every API group in the scheme
+	"k8s.io/kubernetes/pkg/controlplane" // also installs every API group in the scheme
+	controlplaneapiserver "k8s.io/kubernetes/pkg/controlplane/apiserver"
 	"k8s.io/kubernetes/plugin/pkg/auth/authorizer/rbac/bootstrappolicy"
 
 	"github.com/knarr-dev/knarr/pkg/datastore"
@@ -80,8 +88,42 @@ func seed(p *pki.PKI) ([]datastore.KeyValue, error) {
 		fs.Annotations = managed
 		s.add("flowschemas/"+fs.Name, flowcontrolv1.SchemeGroupVersion, fs)
 	}
+	s.apiServices()
 	return s.out, s.err
 }
+
+// apiServices adds what the aggregation layer registers for the API groups of
+// this process, each with a write and a second one for its status. It corrects
+// the list at every start, as upstream does.
+func (s *seeder) apiServices() {
+	enabled := controlplane.DefaultAPIResourceConfigSource()
+	for gv, priority := range apiVersionPriorities {
+		if !enabled.GroupVersionConfigs[gv] && gv.Group != "apiextensions.k8s.io" {
+			continue
+		}
+		as := &apiregistrationv1.APIService{
+			ObjectMeta: metav1.ObjectMeta{
+				Name:   gv.Version + "." + gv.Group,
+				Labels: map[string]string{autoregister.AutoRegisterManagedLabel: "onstart"},
+			},
+			Spec: apiregistrationv1.APIServiceSpec{
+				Group: gv.Group, Version: gv.Version,
+				GroupPriorityMinimum: priority.Group, VersionPriority: priority.Version,
+			},
+			Status: apiregistrationv1.APIServiceStatus{
+				Conditions: []apiregistrationv1.APIServiceCondition{apiregistrationhelper.NewLocalAvailableAPIServiceCondition()},
+			},
+		}
+		s.identify(as)
+		s.encode("apiregistration.k8s.io/apiservices/"+as.Name, aggregatorscheme.Codecs.LegacyCodec(apiregistrationv1.SchemeGroupVersion), as)
+	}
+}
+
+// apiVersionPriorities orders the API groups in discovery. Upstream does not
+// export it; TestSeedIsWhatTheAPIServerWouldWrite tells when it moves.
+//
+//go:linkname apiVersionPriorities k8s.io/kubernetes/cmd/kube-apiserver/app.apiVersionPriorities
+var apiVersionPriorities map[schema.GroupVersion]controlplaneapiserver.APIServicePriority
 
 func defaultServiceAccount(namespace string) *corev1.ServiceAccount {
 	return &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "default", Namespace: namespace}}
@@ -111,20 +153,25 @@ type object interface {
 }
 
 func (s *seeder) add(key string, gv schema.GroupVersion, o object) {
-	if s.err != nil {
-		return
-	}
-	o.SetUID(uuid.NewUUID())
-	o.SetCreationTimestamp(s.now)
+	s.identify(o)
 	legacyscheme.Scheme.Default(o)
 	info, ok := runtime.SerializerInfoForMediaType(legacyscheme.Codecs.SupportedMediaTypes(), runtime.ContentTypeProtobuf)
 	if !ok {
-		s.err = fmt.Errorf("encode %s: no protobuf serializer", key)
+		s.err = errors.Join(s.err, fmt.Errorf("encode %s: no protobuf serializer", key))
 		return
 	}
-	data, err := runtime.Encode(legacyscheme.Codecs.EncoderForVersion(info.Serializer, gv), o)
+	s.encode(key, legacyscheme.Codecs.EncoderForVersion(info.Serializer, gv), o)
+}
+
+func (s *seeder) identify(o object) {
+	o.SetUID(uuid.NewUUID())
+	o.SetCreationTimestamp(s.now)
+}
+
+func (s *seeder) encode(key string, e runtime.Encoder, o runtime.Object) {
+	data, err := runtime.Encode(e, o)
 	if err != nil {
-		s.err = fmt.Errorf("encode %s: %w", key, err)
+		s.err = errors.Join(s.err, fmt.Errorf("encode %s: %w", key, err))
 		return
 	}
 	s.out = append(s.out, datastore.KeyValue{Key: "/registry/" + key, Value: data})

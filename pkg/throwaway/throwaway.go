@@ -43,7 +43,10 @@ func NewHost(ctx context.Context, name, exe string, archives []string) (*lab.Lab
 	if err != nil {
 		return nil, nil, err
 	}
-	h, err := l.AddHost(ctx, lab.HostConfig{Name: "node"})
+	// The folder, in which a new build may replace the executable. Hosts have a
+	// /root and a /tmp of their own, in which a checkout may lie.
+	dir := filepath.Dir(exe)
+	h, err := l.AddHost(ctx, lab.HostConfig{Name: "node", Binds: []lab.Bind{{Source: dir, Target: dir, ReadOnly: true}}})
 	if err != nil {
 		return nil, nil, errors.Join(err, l.Close())
 	}

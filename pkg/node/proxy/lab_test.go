@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -20,8 +21,10 @@ import (
 	discovery "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 const inLab = "KNARR_TEST_IN_NETNS"
@@ -105,6 +108,27 @@ func nft(t *testing.T, args ...string) string {
 func cluster(objects ...runtime.Object) *fake.Clientset {
 	node := &v1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}}
 	return fake.NewClientset(append(objects, node)...)
+}
+
+// watched returns a function that waits until a resource is being watched. What
+// changes between an informer's list and its watch is lost on a fake cluster.
+func watched(client *fake.Clientset) (wait func(resource string)) {
+	var mu sync.Mutex
+	begun := make(map[string]chan struct{})
+	of := func(resource string) chan struct{} {
+		mu.Lock()
+		defer mu.Unlock()
+		if begun[resource] == nil {
+			begun[resource] = make(chan struct{})
+		}
+		return begun[resource]
+	}
+	client.PrependWatchReactor("*", func(a clienttesting.Action) (bool, watch.Interface, error) {
+		w, err := client.Tracker().Watch(a.GetResource(), a.GetNamespace())
+		close(of(a.GetResource().Resource))
+		return true, w, err
+	})
+	return func(resource string) { <-of(resource) }
 }
 
 func service(name, ip string, edit ...func(*v1.Service)) *v1.Service {

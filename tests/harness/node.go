@@ -1,0 +1,428 @@
+package harness
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/knarr-dev/knarr/pkg/status"
+	"github.com/knarr-dev/knarr/pkg/throwaway"
+	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+)
+
+const (
+	// readyTimeout is for machines under load; a node takes two seconds.
+	readyTimeout = 2 * time.Minute
+	stopTimeout  = time.Minute
+	// logTail is how many lines of the server's log a failed test shows.
+	logTail = 80
+)
+
+// Options say what a node starts with.
+type Options struct {
+	// Args follow `knarr server`.
+	Args []string
+	// Env is added to the server's environment: NAME=VALUE.
+	Env []string
+	// Images are archives put where the server imports them from. Default: the
+	// test image.
+	Images []string
+	// Files are written in the host before the server starts: path to content.
+	Files map[string]string
+	// NoWait leaves it to the test to wait until the node is ready.
+	NoWait bool
+}
+
+// A Node is a lab host and the server in it. Its Client works whenever a server
+// does, across restarts and reboots.
+type Node struct {
+	Host *throwaway.Host
+	// Exe, Args and Env are what the next Launch runs.
+	Exe  string
+	Args []string
+	Env  []string
+
+	// Client and REST are set once the node has been ready.
+	Client kubernetes.Interface
+	REST   *rest.Config
+
+	lab     *lab.Lab
+	cgroups []string
+	logPath string
+
+	mu     sync.Mutex
+	server *process
+	notify *supervisor
+}
+
+// process is one run of the server.
+type process struct {
+	cmd  *lab.Cmd
+	done chan struct{}
+	err  error // of the end; read it after done
+}
+
+// Start makes a node for one test and waits until it is ready. It is stopped
+// when the test ends, and nothing may be left of it then.
+func Start(t testing.TB, o Options) *Node {
+	t.Helper()
+	n, err := New(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		n.showLog(t)
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := n.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	if !o.NoWait {
+		n.WaitReady(t)
+	}
+	return n
+}
+
+// New makes the host, without a server.
+func New(ctx context.Context, o Options) (*Node, error) {
+	p, err := findParts()
+	if err != nil {
+		return nil, err
+	}
+	images := o.Images
+	if images == nil {
+		images = []string{p.testImage}
+	}
+	l, host, err := throwaway.NewHost(ctx, "", p.exe, images)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{Host: host, Exe: host.Exe, Args: o.Args, Env: o.Env, lab: l, cgroups: host.CgroupDirs()}
+	for path, content := range o.Files {
+		if err := n.write(path, content); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
+	}
+	log, err := os.CreateTemp("", "knarr-server-*.log")
+	if err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	n.logPath = log.Name()
+	return n, log.Close()
+}
+
+// Launch starts the server and does not wait for it to be ready.
+func (n *Node) Launch() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.server != nil && !n.server.ended() {
+		return errors.New("launch server: the one before runs")
+	}
+	log, err := os.OpenFile(n.logPath, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	if n.notify != nil {
+		n.notify.close()
+	}
+	if n.notify, err = listenNotify(n.Host.Path(notifySocket)); err != nil {
+		return err
+	}
+	cmd := n.Host.Command(context.Background(), n.Exe, append([]string{"server"}, n.Args...)...)
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+notifySocket)
+	cmd.Env = append(cmd.Env, n.Env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	p := &process{cmd: cmd, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	n.server = p
+	return nil
+}
+
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// current is the server launched last, and what it told.
+func (n *Node) current() (*process, *supervisor) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.server, n.notify
+}
+
+// WaitReady waits until the server launched last has said READY=1.
+func (n *Node) WaitReady(t testing.TB) {
+	t.Helper()
+	if err := n.awaitReady(readyTimeout); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *Node) awaitReady(limit time.Duration) error {
+	if err := n.awaitMessage("READY=1", 1, limit); err != nil {
+		return err
+	}
+	return n.connect()
+}
+
+// awaitMessage waits until the server has sent a message at least so many times.
+func (n *Node) awaitMessage(message string, times int, limit time.Duration) error {
+	p, s := n.current()
+	timeout := time.NewTimer(limit)
+	defer timeout.Stop()
+	for {
+		count, more := s.count(message)
+		if count >= times {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-p.done:
+			return fmt.Errorf("the server ended before it sent %s: %v\n%s", message, p.err, n.tail())
+		case <-timeout.C:
+			return fmt.Errorf("the server has not sent %s within %s\n%s", message, limit, n.tail())
+		}
+	}
+}
+
+// Said tells whether the server launched last has sent systemd that line.
+func (n *Node) Said(message string) bool {
+	_, s := n.current()
+	count, _ := s.count(message)
+	return count > 0
+}
+
+// Reload sends SIGHUP, by which the server replaces itself in place, and waits
+// until it is ready again.
+func (n *Node) Reload(t testing.TB) {
+	t.Helper()
+	_, s := n.current()
+	before, _ := s.count("READY=1")
+	n.Signal(t, syscall.SIGHUP)
+	if err := n.awaitMessage("READY=1", before+1, readyTimeout); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// connect makes the clients, from the kubeconfig that the server wrote.
+func (n *Node) connect() error {
+	if n.Client != nil {
+		return nil // a restart keeps the certificates
+	}
+	cfg, err := clientcmd.BuildConfigFromFlags("", n.Host.Kubeconfig())
+	if err != nil {
+		return fmt.Errorf("connect to node: %w", err)
+	}
+	cfg.Dial = n.Host.DialContext
+	cfg.QPS = -1
+	client, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return fmt.Errorf("connect to node: %w", err)
+	}
+	n.REST, n.Client = cfg, client
+	return nil
+}
+
+// Signal sends the server a signal.
+func (n *Node) Signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	p, _ := n.current()
+	if err := p.cmd.Process.Signal(sig); err != nil {
+		t.Fatalf("send the server %s: %v", sig, err)
+	}
+}
+
+// Wait waits until the server has ended, and returns how.
+func (n *Node) Wait(t testing.TB) error {
+	t.Helper()
+	p, _ := n.current()
+	select {
+	case <-p.done:
+		return p.err
+	case <-time.After(stopTimeout):
+		t.Fatalf("the server still runs after %s\n%s", stopTimeout, n.tail())
+		return nil
+	}
+}
+
+// Stop ends the server by SIGTERM, which must succeed. Pods go on.
+func (n *Node) Stop(t testing.TB) {
+	t.Helper()
+	n.Signal(t, syscall.SIGTERM)
+	if err := n.Wait(t); err != nil {
+		t.Errorf("the server was stopped by SIGTERM: %v\n%s", err, n.tail())
+	}
+}
+
+// Kill ends the server by SIGKILL. Pods go on.
+func (n *Node) Kill(t testing.TB) {
+	t.Helper()
+	n.Signal(t, syscall.SIGKILL)
+	_ = n.Wait(t) // killed, as asked
+}
+
+// Restart stops the server and starts it again, with other arguments if some
+// are given, and waits until it is ready.
+func (n *Node) Restart(t testing.TB, args ...string) {
+	t.Helper()
+	n.Stop(t)
+	if len(args) > 0 {
+		n.Args = args
+	}
+	n.Resume(t)
+}
+
+// Resume starts the server after its end and waits until it is ready.
+func (n *Node) Resume(t testing.TB) {
+	t.Helper()
+	if err := n.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t)
+}
+
+// Reboot cuts the host's power and starts it, without a server.
+func (n *Node) Reboot(t testing.TB) {
+	t.Helper()
+	if err := n.Host.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := n.current(); p != nil {
+		<-p.done
+	}
+}
+
+// Status is what the server says about its components.
+func (n *Node) Status(t testing.TB) *status.Report {
+	t.Helper()
+	r, err := status.Fetch(t.Context(), n.Host.Path("/run/knarr/status.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// Log is all that the servers have written so far.
+func (n *Node) Log(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile(n.logPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func (n *Node) tail() string {
+	text, err := os.ReadFile(n.logPath)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.SplitAfter(string(bytes.TrimSpace(text)), "\n")
+	return "the end of the server's log:\n" + strings.Join(lines[max(0, len(lines)-logTail):], "")
+}
+
+func (n *Node) showLog(t testing.TB) {
+	if t.Failed() {
+		t.Log(n.tail())
+	}
+}
+
+// Close stops the server, removes the host and tells what is left of it.
+func (n *Node) Close() error {
+	var errs []error
+	p, s := n.current()
+	if p != nil && !p.ended() {
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			errs = append(errs, err)
+		}
+		select {
+		case <-p.done:
+		case <-time.After(stopTimeout):
+			errs = append(errs, fmt.Errorf("the server still ran %s after SIGTERM\n%s", stopTimeout, n.tail()))
+		}
+	}
+	if s != nil {
+		s.close()
+	}
+	errs = append(errs, n.lab.Close())
+	for _, path := range append(n.cgroups, n.lab.Dir()) {
+		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("%s is left of the host", path))
+		}
+	}
+	if n.logPath != "" {
+		errs = append(errs, os.Remove(n.logPath))
+	}
+	return errors.Join(errs...)
+}
+
+// Write writes a file in the host, in one step, as editors do.
+func (n *Node) Write(t testing.TB, path, content string) {
+	t.Helper()
+	if err := n.write(path, content); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (n *Node) write(path, content string) error {
+	path = n.Host.Path(path)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
+	if err := os.WriteFile(tmp, []byte(content), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// Exec runs a program in the host and returns what it wrote to stdout.
+func (n *Node) Exec(t testing.TB, command ...string) string {
+	t.Helper()
+	out, err := n.ExecErr(t.Context(), command...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// ExecErr is Exec for programs that may fail; the error has what was written to
+// stderr, and is an [exec.ExitError] when the program ran.
+func (n *Node) ExecErr(ctx context.Context, command ...string) (string, error) {
+	out, err := n.Host.Command(ctx, command[0], command[1:]...).Output()
+	if err == nil {
+		return string(out), nil
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		err = fmt.Errorf("%s: %w\n%s", strings.Join(command, " "), err, exit.Stderr)
+	}
+	return string(out), err
+}
