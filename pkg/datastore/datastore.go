@@ -94,7 +94,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("protect datastore %s: %w", cfg.Path, err)
 	}
 
-	s.lis = bufconn.Listen(256 << 10)
+	s.lis = bufconn.Listen(32 << 10)
 	s.srv = grpc.NewServer(
 		grpc.MaxRecvMsgSize(16<<20),
 		grpc.MaxSendMsgSize(1<<31-1),
@@ -103,7 +103,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
-	server.New(s.backend, "http", 5*time.Second, etcdVersion).Register(s.srv)
+	newBridge(s.backend).register(s.srv)
 	go func() { s.served <- s.srv.Serve(s.lis) }()
 	return s, nil
 }

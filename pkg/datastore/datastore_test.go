@@ -3,6 +3,7 @@ package datastore
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -79,5 +80,69 @@ func TestWrongSynchronousIsRefused(t *testing.T) {
 	_, err := Open(t.Context(), Config{Path: filepath.Join(t.TempDir(), "x"), Synchronous: "off"})
 	if err == nil || !strings.Contains(err.Error(), "full or normal") {
 		t.Fatalf("got %v", err)
+	}
+}
+
+func TestWatchTellsEachChangeOnceAndInOrder(t *testing.T) {
+	_, c := open(t, filepath.Join(t.TempDir(), "state.db"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	create := func(key, value string) int64 {
+		t.Helper()
+		r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, value)).Commit()
+		if err != nil || !r.Succeeded {
+			t.Fatalf("create %s: %v, %v", key, r, err)
+		}
+		return r.Header.Revision
+	}
+	first := create("/a/0", "0")
+	live := c.Watch(ctx, "/a/", clientv3.WithPrefix(), clientv3.WithRev(first), clientv3.WithProgressNotify())
+	const n = 200
+	var last int64
+	go func() {
+		for i := 1; i <= n; i++ {
+			key := fmt.Sprintf("/a/%d", i)
+			if _, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, "x")).Commit(); err != nil {
+				t.Errorf("create %s: %v", key, err)
+			}
+		}
+	}()
+	for seen := 0; seen <= n; {
+		r := <-live
+		if err := r.Err(); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range r.Events {
+			if want := fmt.Sprintf("/a/%d", seen); string(e.Kv.Key) != want || e.Kv.ModRevision <= last {
+				t.Fatalf("event %d is %s at revision %d after %d, want %s", seen, e.Kv.Key, e.Kv.ModRevision, last, want)
+			}
+			last = e.Kv.ModRevision
+			seen++
+		}
+	}
+
+	// A progress request is answered without an event, with the current revision.
+	if err := c.RequestProgress(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		r := <-live
+		if r.IsProgressNotify() {
+			if r.Header.Revision < last {
+				t.Fatalf("progress tells revision %d, events came to %d", r.Header.Revision, last)
+			}
+			break
+		}
+	}
+
+	// From an old revision, history and what is new make one sequence.
+	again := c.Watch(ctx, "/a/", clientv3.WithPrefix(), clientv3.WithRev(first))
+	for seen := 0; seen <= n; {
+		for _, e := range (<-again).Events {
+			if want := fmt.Sprintf("/a/%d", seen); string(e.Kv.Key) != want {
+				t.Fatalf("got %s, want %s", e.Kv.Key, want)
+			}
+			seen++
+		}
 	}
 }

@@ -43,6 +43,9 @@ type Options struct {
 	Images []string
 	// Files are written in the host before the server starts: path to content.
 	Files map[string]string
+	// Exe is where in the host the server runs from a copy of its own, which a
+	// test may replace. Default: it runs the one under test itself.
+	Exe string
 	// NoWait leaves it to the test to wait until the node is ready.
 	NoWait bool
 }
@@ -114,6 +117,12 @@ func New(ctx context.Context, o Options) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{Host: host, Exe: host.Exe, Args: o.Args, Env: o.Env, lab: l, cgroups: host.CgroupDirs()}
+	if o.Exe != "" {
+		if err := n.CopyExe(o.Exe, nil); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
+		n.Exe = o.Exe
+	}
 	for path, content := range o.Files {
 		if err := n.write(path, content); err != nil {
 			return nil, errors.Join(err, n.Close())
@@ -381,6 +390,23 @@ func (n *Node) Close() error {
 		errs = append(errs, os.Remove(n.logPath))
 	}
 	return errors.Join(errs...)
+}
+
+// CopyExe makes a copy of the server's executable in the host, in one step as an
+// update does. Appended bytes make it another build.
+func (n *Node) CopyExe(to string, appended []byte) error {
+	build, err := os.ReadFile(n.Host.Path(n.Exe))
+	if err != nil {
+		return fmt.Errorf("copy executable: %w", err)
+	}
+	to = n.Host.Path(to)
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(to+".new", append(build, appended...), 0o755); err != nil {
+		return err
+	}
+	return os.Rename(to+".new", to)
 }
 
 // Write writes a file in the host, in one step, as editors do.

@@ -31,6 +31,8 @@ type family struct {
 	writer   *nftables.Proxier
 	node     *node
 	health   *healthcheck.ProxyHealthServer
+	checks   *healthcheck.ServiceHealthServer // the writer's
+	keep     *bool                            // the writer's: leave base chains that exist as they are
 	faults   faults
 	log      *slog.Logger
 
@@ -61,6 +63,15 @@ func newFamily(ctx context.Context, s *settings, ip v1.IPFamily, nodeName string
 	if err != nil {
 		return nil, fmt.Errorf("set up %s Services with nftables (is nft 1.0.1 or later in PATH, and the kernel module nf_tables loaded?): %w", ip, err)
 	}
+	if f.checks, err = unexported[healthcheck.ServiceHealthServer](f.writer, "serviceHealthServer"); err != nil {
+		return nil, err
+	}
+	if f.keep, err = unexported[bool](f.writer, "flushed"); err != nil {
+		return nil, err
+	}
+	// A new writer would replace the base chains, lest they be of another kind. That
+	// is not quite atomic: a connection made in that microsecond misses its Service.
+	*f.keep = true
 	return f, nil
 }
 
@@ -110,11 +121,7 @@ func (f *family) sync() error {
 		// The one call that makes the writer distrust what it knows of the kernel.
 		f.writer.OnTopologyChange(f.node.topology())
 	}
-	f.faults.forget()
-	before := f.health.Health().Status[f.ip].LastUpdated
-	f.writer.OnServiceSynced()
-	// The writer tells of success only to the health server.
-	if f.health.Health().Status[f.ip].LastUpdated.Equal(before) {
+	if !f.write() && !f.writeAnew() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.full, f.wait = true, append(f.wait, wait...)
@@ -129,6 +136,24 @@ func (f *family) sync() error {
 		close(f.synced)
 	}
 	return nil
+}
+
+// write has the writer write, and says whether it could. The writer tells that
+// only to the health server.
+func (f *family) write() bool {
+	f.faults.forget()
+	before := f.health.Health().Status[f.ip].LastUpdated
+	f.writer.OnServiceSynced()
+	return !f.health.Health().Status[f.ip].LastUpdated.Equal(before)
+}
+
+// writeAnew follows a write that failed. Mostly someone took away what it built
+// on, or the base chains are those of another version: all is written, and they
+// are replaced.
+func (f *family) writeAnew() bool {
+	f.log.Debug("writing the rules of Services anew", "err", f.faults.last())
+	*f.keep = false
+	return f.write()
 }
 
 // kick has run write what changed.
@@ -177,11 +202,7 @@ func (f *family) release() {
 // rules stay.
 func (f *family) close() {
 	f.release()
-	checks, err := unexported[healthcheck.ServiceHealthServer](f.writer, "serviceHealthServer")
-	if err == nil {
-		err = checks.SyncServices(nil)
-	}
-	if err != nil {
+	if err := (*f.checks).SyncServices(nil); err != nil {
 		f.log.Warn("the ports of Services' health checks stay open", "err", err)
 	}
 }

@@ -32,6 +32,7 @@ func commands() map[string]command {
 		"udpecho":     {"[--port N]: sends back what it gets", udpEcho},
 		"send":        {"tcp|udp HOST:PORT TEXT [--timeout D] [--retry D]: prints the answer", send},
 		"lookup":      {"NAME [host|a|aaaa|srv|ptr|txt|cname] [--server IP:PORT] [--timeout D] [--retry D]", lookup},
+		"probe":       {"get URL|lookup NAME [--every D] [--timeout D]: a line for each attempt", probe},
 		"waitfor":     {"NAME|HOST:PORT [--timeout D]: until the name resolves or the port answers", waitFor},
 		"spew":        {"[--rate BYTES] [--for D] [--report FILE]: numbered lines on stdout", spew},
 		"alloc":       {"SIZE: touches that much memory, then waits", alloc},

@@ -1,0 +1,312 @@
+package datastore
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
+)
+
+const (
+	// progressInterval is how often a watch that asked for it is told the current
+	// revision without being asked; etcd's own default is ten minutes. Who cannot
+	// wait asks, as the API server does for a consistent read.
+	progressInterval = time.Minute
+	// progressRetry is the wait before a progress request is tried again while
+	// some watch of the stream still has events to send.
+	progressRetry = 20 * time.Millisecond
+)
+
+// bridge is kine's etcd API with a watch service of our own. kine's has two
+// tickers in every stream, one of them ten times a second: the API server's
+// seventy idle streams would cost two percent of a core.
+type bridge struct {
+	*server.KVServerBridge
+	backend server.Backend
+	ids     atomic.Int64
+}
+
+var _ etcdserverpb.WatchServer = (*bridge)(nil)
+
+func newBridge(backend server.Backend) *bridge {
+	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), backend: backend}
+}
+
+// register adds the services to s, as KVServerBridge.Register does.
+func (b *bridge) register(s *grpc.Server) {
+	etcdserverpb.RegisterKVServer(s, b.KVServerBridge)
+	etcdserverpb.RegisterLeaseServer(s, b.KVServerBridge)
+	etcdserverpb.RegisterClusterServer(s, b.KVServerBridge)
+	etcdserverpb.RegisterMaintenanceServer(s, b.KVServerBridge)
+	etcdserverpb.RegisterWatchServer(s, b)
+}
+
+// Watch serves one client's stream of watches.
+func (b *bridge) Watch(ws etcdserverpb.Watch_WatchServer) error {
+	ctx, cancel := context.WithCancel(ws.Context())
+	s := &stream{bridge: b, ws: ws, watches: map[int64]*watch{}, asked: make(chan struct{}, 1)}
+	defer s.wg.Wait()
+	defer cancel()
+	s.wg.Go(func() { s.progress(ctx) })
+	for {
+		m, err := ws.Recv()
+		if err != nil {
+			return err
+		}
+		switch {
+		case m.GetCreateRequest() != nil:
+			err = s.create(ctx, m.GetCreateRequest())
+		case m.GetCancelRequest() != nil:
+			err = s.end(m.GetCancelRequest().WatchId, &etcdserverpb.WatchResponse{})
+		case m.GetProgressRequest() != nil:
+			select {
+			case s.asked <- struct{}{}:
+			default: // one answer serves all who have asked
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// stream is a client's connection with its watches.
+type stream struct {
+	*bridge
+	wg    sync.WaitGroup
+	asked chan struct{}
+
+	sending sync.Mutex // guards Send and highest
+	ws      etcdserverpb.Watch_WatchServer
+	highest int64
+
+	mu      sync.Mutex
+	watches map[int64]*watch
+}
+
+// watch is one watch of a stream.
+type watch struct {
+	cancel context.CancelFunc
+	start  int64
+	// idle is received from when the watch has sent all it has: 0 asks whether
+	// that is so, another revision is to be told the client.
+	idle     chan int64
+	progress bool
+}
+
+// send writes a response; the revision a client sees never goes back.
+func (s *stream) send(r *etcdserverpb.WatchResponse) error {
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	if r.Header == nil {
+		r.Header = &etcdserverpb.ResponseHeader{}
+	}
+	if r.Header.Revision > 0 {
+		s.highest = max(s.highest, r.Header.Revision)
+		r.Header.Revision = s.highest
+	}
+	return s.ws.Send(r)
+}
+
+func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest) error {
+	var refused error
+	switch {
+	case r.WatchId != clientv3.AutoWatchID:
+		refused = server.ErrInvalidWatch
+	case r.StartRevision < 0:
+		refused = server.ErrCompacted
+	}
+	if refused != nil {
+		rev, err := s.backend.CurrentRevision(ctx)
+		if err != nil {
+			return fmt.Errorf("read revision of store: %w", err)
+		}
+		return s.send(&etcdserverpb.WatchResponse{
+			Header:  &etcdserverpb.ResponseHeader{Revision: rev},
+			WatchId: clientv3.InvalidWatchID, Created: true, Canceled: true, CancelReason: refused.Error(),
+		})
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	id := s.ids.Add(1)
+	w := &watch{cancel: cancel, start: r.StartRevision, idle: make(chan int64), progress: r.ProgressNotify}
+	s.mu.Lock()
+	s.watches[id] = w
+	s.mu.Unlock()
+	if err := s.send(&etcdserverpb.WatchResponse{WatchId: id, Created: true}); err != nil {
+		return err
+	}
+	s.wg.Go(func() { s.follow(ctx, id, w, string(r.Key), string(r.RangeEnd)) })
+	return nil
+}
+
+// end forgets a watch and tells the client so. An unknown id is not answered.
+func (s *stream) end(id int64, last *etcdserverpb.WatchResponse) error {
+	s.mu.Lock()
+	w := s.watches[id]
+	delete(s.watches, id)
+	s.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	w.cancel()
+	last.WatchId, last.Canceled = id, true
+	return s.send(last)
+}
+
+// follow sends a watch's events until it ends.
+func (s *stream) follow(ctx context.Context, id int64, w *watch, key, end string) {
+	last := &etcdserverpb.WatchResponse{}
+	// A client that is gone cannot be told, and its stream ends by itself.
+	defer func() { _ = s.end(id, last) }()
+
+	r := s.backend.Watch(ctx, key, end, w.start)
+	if r.CompactRevision != 0 {
+		last.Header = &etcdserverpb.ResponseHeader{Revision: r.CurrentRevision}
+		last.CompactRevision, last.CancelReason = r.CompactRevision, server.ErrCompacted.Error()
+		return
+	}
+	var sent int64
+	for {
+		var events []*server.Event
+		var revision int64
+		select {
+		case e, ok := <-r.Events:
+			if !ok {
+				select {
+				case err := <-r.Errorc:
+					last.CancelReason = err.Error()
+				default:
+				}
+				return
+			}
+			events = drain(e, r.Events)
+		case revision = <-w.idle:
+			// What came in the same moment goes first.
+			events = drain(nil, r.Events)
+		}
+		if n := len(events); n > 0 {
+			revision = events[n-1].KV.ModRevision
+		}
+		if revision == 0 || revision < sent || len(events) > 0 && revision < w.start {
+			continue
+		}
+		sent = revision
+		err := s.send(&etcdserverpb.WatchResponse{
+			Header: &etcdserverpb.ResponseHeader{Revision: revision}, WatchId: id, Events: toEvents(events),
+		})
+		if err != nil {
+			return
+		}
+	}
+}
+
+// drain appends what can be received at once.
+func drain(events []*server.Event, c <-chan []*server.Event) []*server.Event {
+	for {
+		select {
+		case e, ok := <-c:
+			if !ok {
+				return events
+			}
+			events = append(events, e...)
+		default:
+			return events
+		}
+	}
+}
+
+// progress tells revisions without events: to the whole stream when the client
+// has asked, and now and then to each watch that wants it.
+func (s *stream) progress(ctx context.Context) {
+	often := time.NewTicker(progressInterval)
+	defer often.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.asked:
+			for !s.answer(ctx) {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(progressRetry):
+				}
+			}
+		case <-often.C:
+			s.remind(ctx)
+		}
+	}
+}
+
+// answer sends the current revision if every watch has sent all events up to
+// it, and reports whether it did.
+func (s *stream) answer(ctx context.Context) bool {
+	rev, err := s.backend.CurrentRevision(ctx)
+	if err != nil {
+		return false
+	}
+	s.backend.WaitForSyncTo(rev)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.watches {
+		select {
+		case w.idle <- 0:
+		default:
+			return false
+		}
+	}
+	// The stream's end tells whoever waits for this.
+	_ = s.send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: clientv3.InvalidWatchID})
+	return true
+}
+
+func (s *stream) remind(ctx context.Context) {
+	rev, err := s.backend.CurrentRevision(ctx)
+	if err != nil {
+		return // the next request to the store tells
+	}
+	s.backend.WaitForSyncTo(rev)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, w := range s.watches {
+		if !w.progress {
+			continue
+		}
+		select {
+		case w.idle <- rev:
+		default: // it has events to send, which tell as much
+		}
+	}
+}
+
+func toEvents(events []*server.Event) []*mvccpb.Event {
+	out := make([]*mvccpb.Event, 0, len(events))
+	for _, e := range events {
+		ev := &mvccpb.Event{Kv: toKeyValue(e.KV)}
+		if e.Delete {
+			ev.Type = mvccpb.DELETE
+		}
+		if !e.Create {
+			ev.PrevKv = toKeyValue(e.PrevKV)
+		}
+		out = append(out, ev)
+	}
+	return out
+}
+
+func toKeyValue(kv *server.KeyValue) *mvccpb.KeyValue {
+	if kv == nil {
+		return nil
+	}
+	return &mvccpb.KeyValue{
+		Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease,
+		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision,
+	}
+}

@@ -1,0 +1,368 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// servers are two pods that answer with their names, by TCP and UDP, behind a
+// label that the Services of these tests select.
+const servers = `
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: server
+spec:
+  replicas: 2
+  selector:
+    matchLabels: {app: server}
+  template:
+    metadata:
+      labels: {app: server}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: http
+        image: knarr.dev/test:1
+        args: [testbox, serve, --port=8080]
+        ports:
+        - {name: http, containerPort: 8080}
+        readinessProbe:
+          tcpSocket: {port: http}
+          periodSeconds: 1
+      - name: echo
+        image: knarr.dev/test:1
+        args: [testbox, udpecho, --port=7000]
+        ports:
+        - {name: echo, containerPort: 7000, protocol: UDP}
+---
+`
+
+// newServers has the servers, some Services and a client.
+func newServers(t *testing.T, services string) *space {
+	t.Helper()
+	s := newSpace(t)
+	s.apply(servers + services)
+	s.client()
+	s.pods("app=server", 2)
+	return s
+}
+
+// reachesBoth asks until both servers have answered.
+func (s *space) reachesBoth(url string) {
+	s.t.Helper()
+	names := map[string]bool{}
+	s.WaitFor(s.t, "answers of both servers from "+url, func(context.Context) (bool, error) {
+		names[s.fromPod(url)] = true
+		if len(names) < 2 {
+			return false, fmt.Errorf("only %v answered", names)
+		}
+		return true, nil
+	})
+}
+
+func TestClusterIPServiceIsReachedByNameAndByAddress(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  selector: {app: server}
+  ports:
+  - {name: http, port: 80, targetPort: http}
+  - {name: echo, port: 7, targetPort: echo, protocol: UDP}
+`)
+	ip := s.get("service/server", ".spec.clusterIP")
+	for _, host := range []string{"server", "server." + s.ns, "server." + s.ns + ".svc.cluster.local", ip} {
+		wantPart(t, "the answer from "+host, s.fromPod("http://"+host), "server-")
+		want(t, "the UDP answer from "+host, s.in("client", "testbox", "send", "udp", host+":7", "ping", "--retry", "30s"), "ping")
+	}
+	s.reachesBoth("http://server")
+	wantPart(t, "the answer on the node", s.fromNode("http://"+ip), "server-")
+}
+
+func TestClientsKeepTheirAddressBehindAService(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  selector: {app: server}
+  ports:
+  - {port: 80, targetPort: http}
+`)
+	remote, _, err := net.SplitHostPort(s.fromPod("http://server/remote"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(t, "the client's address as the server sees it", remote, s.get("pod/client", ".status.podIP"))
+}
+
+func TestPodReachesItselfThroughItsService(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`
+apiVersion: v1
+kind: Pod
+metadata:
+  name: alone
+  labels: {app: alone}
+spec:
+  containers:
+  - name: alone
+    image: knarr.dev/test:1
+    args: [testbox, serve]
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: self
+spec:
+  selector: {app: alone}
+  ports:
+  - {port: 80, targetPort: 8080}
+`)
+	s.running("alone")
+	want(t, "the answer", s.in("alone", "testbox", "get", "http://self", "--retry", "30s"), "alone")
+}
+
+func TestNodePortServiceIsReachedOnEveryAddressOfTheNode(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  type: NodePort
+  selector: {app: server}
+  ports:
+  - {name: http, port: 80, targetPort: http}
+  - {name: echo, port: 7, targetPort: echo, protocol: UDP}
+`)
+	tcp := s.get("service/server", ".spec.ports[0].nodePort")
+	wantPart(t, "the answer to a pod by the node's address", s.fromPod("http://"+s.nodeAddr(tcp)), "server-")
+	wantPart(t, "the answer to a pod by name", s.fromPod("http://server"), "server-")
+	wantPart(t, "the answer on the node", s.fromNode("http://"+s.nodeAddr(tcp)), "server-")
+	wantPart(t, "the answer on localhost", s.fromNode("http://localhost:"+tcp), "server-")
+
+	udp := s.get("service/server", ".spec.ports[1].nodePort")
+	want(t, "the UDP answer to a pod", s.in("client", "testbox", "send", "udp", s.nodeAddr(udp), "ping", "--retry", "30s"), "ping")
+	s.echoes(s.nodeAddr(udp))
+	s.echoes("127.0.0.1:" + udp)
+
+	s.kubectl("delete", "service", "server")
+	for _, host := range []string{s.nodeAddr(tcp), "127.0.0.1:" + tcp} {
+		s.WaitFor(t, host+" to be closed", func(ctx context.Context) (bool, error) {
+			_, err := s.fetch(ctx, "http://"+host)
+			return fails(err, "connection refused")
+		})
+	}
+}
+
+// echoes waits for a UDP answer to the node itself.
+func (s *space) echoes(addr string) {
+	s.t.Helper()
+	s.WaitFor(s.t, "a UDP answer from "+addr, func(ctx context.Context) (bool, error) {
+		c, err := s.Host.DialContext(ctx, "udp", addr)
+		if err != nil {
+			return false, err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return false, err
+		}
+		if _, err := c.Write([]byte("ping")); err != nil {
+			return false, err
+		}
+		answer := make([]byte, 4)
+		_, err = c.Read(answer)
+		return string(answer) == "ping", err
+	})
+}
+
+func TestNodePortWithLocalPolicyServesLocalPods(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  type: NodePort
+  externalTrafficPolicy: Local
+  internalTrafficPolicy: Local
+  selector: {app: server}
+  ports:
+  - {port: 80, targetPort: http}
+`)
+	port := s.get("service/server", ".spec.ports[0].nodePort")
+	wantPart(t, "the answer to a pod", s.fromPod("http://"+s.nodeAddr(port)), "server-")
+	wantPart(t, "the answer to a pod by name", s.fromPod("http://server"), "server-")
+	wantPart(t, "the answer on the node", s.fromNode("http://"+s.nodeAddr(port)), "server-")
+	wantPart(t, "the answer on localhost", s.fromNode("http://localhost:"+port), "server-")
+}
+
+func TestLoadBalancerServiceAnswersOnItsNodePort(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  type: LoadBalancer
+  selector: {app: server}
+  ports:
+  - {port: 80, targetPort: http}
+`)
+	port := s.get("service/server", ".spec.ports[0].nodePort")
+	wantPart(t, "the answer to a pod by name", s.fromPod("http://server"), "server-")
+	wantPart(t, "the answer to a pod", s.fromPod("http://"+s.nodeAddr(port)), "server-")
+	wantPart(t, "the answer on localhost", s.fromNode("http://localhost:"+port), "server-")
+}
+
+func TestExternalIPsLeadToTheService(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  selector: {app: server}
+  externalIPs: [192.0.2.80]
+  ports:
+  - {port: 8000, targetPort: http}
+`)
+	wantPart(t, "the answer to a pod", s.fromPod("http://192.0.2.80:8000"), "server-")
+	wantPart(t, "the answer on the node", s.fromNode("http://192.0.2.80:8000"), "server-")
+}
+
+func TestHeadlessServiceResolvesToItsPods(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  clusterIP: None
+  selector: {app: server}
+  ports:
+  - {port: 8080}
+`)
+	wantPart(t, "the answer", s.fromPod("http://server:8080"), "server-")
+	got := s.in("client", "testbox", "lookup", "server."+s.ns+".svc.cluster.local", "a")
+	want(t, "the addresses", sortedFields(got), sortedFields(s.get("pods", ".items[?(@.metadata.labels.app=='server')].status.podIP")))
+}
+
+func TestExternalNameServiceIsAnotherName(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  selector: {app: server}
+  ports:
+  - {port: 80, targetPort: http}
+`)
+	s.apply(fmt.Sprintf(`
+apiVersion: v1
+kind: Service
+metadata:
+  name: alias
+spec:
+  type: ExternalName
+  externalName: server.%s.svc.cluster.local
+`, s.ns))
+	wantPart(t, "the answer", s.fromPod("http://alias"), "server-")
+}
+
+func TestSessionAffinityKeepsAClientOnOnePod(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  sessionAffinity: ClientIP
+  selector: {app: server}
+  ports:
+  - {port: 80, targetPort: http}
+`)
+	first := s.fromPod("http://server")
+	out := s.in("client", "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do testbox get http://server || exit; done")
+	if other := strings.TrimSpace(strings.ReplaceAll(out, first, "")); other != "" {
+		t.Errorf("%s answered first, then also %s", first, other)
+	}
+}
+
+func TestServiceWithoutPodsRefusesAtOnce(t *testing.T) {
+	s := newSpace(t)
+	s.apply(`
+apiVersion: v1
+kind: Service
+metadata:
+  name: empty
+spec:
+  type: NodePort
+  selector: {app: nobody}
+  ports:
+  - {port: 80}
+`)
+	s.client()
+	for _, host := range []string{"empty:80", s.nodeAddr(s.get("service/empty", ".spec.ports[0].nodePort"))} {
+		s.WaitFor(t, host+" to refuse", func(context.Context) (bool, error) {
+			_, err := s.inErr("client", "testbox", "send", "tcp", host, "ping", "--timeout", "10s")
+			return fails(err, "connection refused")
+		})
+	}
+}
+
+func TestServiceWithoutSelectorUsesTheUsersEndpoints(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: manual
+spec:
+  ports:
+  - {name: http, port: 80}
+`)
+	ip := strings.Fields(s.get("pods", ".items[?(@.metadata.labels.app=='server')].status.podIP"))[0]
+	s.apply(fmt.Sprintf(`
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: manual-1
+  labels: {kubernetes.io/service-name: manual}
+addressType: IPv4
+ports:
+- {name: http, port: 8080}
+endpoints:
+- addresses: [%s]
+`, ip))
+	wantPart(t, "the answer", s.fromPod("http://manual"), "server-")
+}
+
+func TestServiceFollowsItsPods(t *testing.T) {
+	s := newServers(t, `
+apiVersion: v1
+kind: Service
+metadata:
+  name: server
+spec:
+  selector: {app: server}
+  ports:
+  - {port: 80, targetPort: http}
+`)
+	s.reachesBoth("http://server")
+	s.kubectl("scale", "deployment/server", "--replicas=1")
+	left := s.pods("app=server", 1)[0].Name
+	s.WaitFor(t, "only the pod that is left to answer", func(context.Context) (bool, error) {
+		out, err := s.inErr("client", "sh", "-c", "for i in 1 2 3 4 5 6 7 8; do testbox get http://server || exit; done")
+		return err == nil && strings.TrimSpace(strings.ReplaceAll(out, left, "")) == "", err
+	})
+}
