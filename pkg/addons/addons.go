@@ -55,7 +55,8 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 			return nil, err
 		}
 		specs = append(specs,
-			component.Spec{Component: d, Class: component.Retried},
+			// Pods go on asking while the others stop.
+			component.Spec{Component: d, Class: component.Retried, Last: true},
 			component.Spec{Component: component.Func("dns-rules", []string{"bundle"}, func(ctx context.Context, ready chan<- struct{}) error {
 				if err := dns.ApplyRules(ctx, c.Network.ClusterDNS); err != nil {
 					return err
@@ -64,7 +65,7 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 				<-ctx.Done()
 				return nil
 			}), Class: component.Retried},
-			component.Spec{Component: component.Func("dns-objects", []string{"apiserver"}, applier(env, dns.Objects(cfg), granted)), Class: component.Retried})
+			component.Spec{Component: component.Func("dns-objects", []string{"apiserver-tls"}, applier(env, dns.Objects(cfg), granted)), Class: component.Retried})
 	}
 	return specs, nil
 }

@@ -37,10 +37,11 @@ import (
 )
 
 // dnsFDs is the name of DNS' sockets in systemd's store, and inheritedFDs the
-// variable that carries their numbers over an exec of ourselves.
+// variable that carries their numbers over an exec of ourselves. It must not look
+// like one that users may set.
 const (
 	dnsFDs       = "knarr-dns"
-	inheritedFDs = "KNARR_INHERITED_DNS_FDS"
+	inheritedFDs = "_KNARR_DNS_FDS"
 )
 
 // server is one run of `knarr server`.
@@ -144,6 +145,11 @@ func (s *server) prepare() error {
 	if err := ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
 		return err
 	}
+	if s.servesDNS() {
+		if err := ledger.Record(host.Change{Kind: host.KindAddress, Name: fmt.Sprintf("%s/%d lo", c.Network.ClusterDNS, c.Network.ClusterDNS.BitLen())}); err != nil {
+			return err
+		}
+	}
 	if c.Node.ResolvConf == "" {
 		// A host without name servers that pods could reach: an empty file keeps
 		// them from getting its loopback addresses.
@@ -155,11 +161,15 @@ func (s *server) prepare() error {
 	return host.PrepareCgroups(s.facts)
 }
 
+func (s *server) servesDNS() bool {
+	return !s.cfg.DisableAgent && !slices.Contains(s.cfg.Disable, "dns")
+}
+
 // listenDNS opens DNS' sockets, or takes those that the process before left, in
 // which queries have been waiting.
 func (s *server) listenDNS(ctx context.Context, files []*os.File) error {
 	c := s.cfg
-	if c.DisableAgent || slices.Contains(c.Disable, "dns") {
+	if !s.servesDNS() {
 		return nil
 	}
 	addr := netip.AddrPortFrom(c.Network.ClusterDNS, 53)

@@ -43,4 +43,7 @@ type Spec struct {
 	// StopTimeout bounds how long the group waits for Run to return once its
 	// context has ended. Default 10 seconds.
 	StopTimeout time.Duration
+	// Last keeps the component at work until all others have returned, but for
+	// those it needs: what it does for others is missed the moment it stops.
+	Last bool
 }

@@ -50,6 +50,8 @@ func NewGroup(log *slog.Logger, specs ...Spec) (*Group, error) {
 	}
 	if circle := findCircle(g.members); circle != nil {
 		errs = append(errs, fmt.Errorf("components need each other in a circle: %s", strings.Join(circle, " → ")))
+	} else {
+		g.orderLast()
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
@@ -69,9 +71,36 @@ func (g *Group) link(m *member) error {
 			continue
 		}
 		m.needs = append(m.needs, n)
-		n.neededBy = append(n.neededBy, m)
+		n.stopAfter = append(n.stopAfter, m)
 	}
 	return errors.Join(errs...)
+}
+
+// orderLast has the components that stop last wait for all others but what they
+// need themselves, directly or not.
+func (g *Group) orderLast() {
+	stays := make(map[*member]bool)
+	var keep func(m *member)
+	keep = func(m *member) {
+		if !stays[m] {
+			stays[m] = true
+			for _, n := range m.needs {
+				keep(n)
+			}
+		}
+	}
+	for _, m := range g.members {
+		if m.Last {
+			keep(m)
+		}
+	}
+	for _, m := range g.members {
+		for _, other := range g.members {
+			if m.Last && !stays[other] {
+				m.stopAfter = append(m.stopAfter, other)
+			}
+		}
+	}
 }
 
 // findCircle returns the names along one circle, the first repeated at the end,

@@ -39,12 +39,12 @@ type Group struct {
 
 type member struct {
 	Spec
-	needs    []*member
-	neededBy []*member
-	cancel   context.CancelFunc
-	ready    chan struct{} // closed at first readiness
-	done     chan struct{} // closed when Run has returned and won't be called again
-	released chan struct{} // closed when what it needs may be stopped
+	needs     []*member
+	stopAfter []*member // those that need it; for a last one, all others
+	cancel    context.CancelFunc
+	ready     chan struct{} // closed at first readiness
+	done      chan struct{} // closed when Run has returned and won't be called again
+	released  chan struct{} // closed when what it needs may be stopped
 
 	status Status // guarded by Group.mu
 }
@@ -203,14 +203,15 @@ func (g *Group) attempt(ctx context.Context, m *member) (time.Duration, error) {
 	return time.Since(since), err
 }
 
-// stop cancels every component, what is needed by others after those.
+// stop cancels every component, what is needed by others after those, and last
+// what was marked so.
 func (g *Group) stop() error {
 	overdue := make([]error, len(g.members))
 	var wg sync.WaitGroup
 	for i, m := range g.members {
 		wg.Go(func() {
 			defer close(m.released)
-			for _, n := range m.neededBy {
+			for _, n := range m.stopAfter {
 				<-n.released
 			}
 			g.tellStopping(m)

@@ -122,6 +122,27 @@ func TestComponentsStartOnceTheirNeedsAreReadyAndStopInReverse(t *testing.T) {
 	})
 }
 
+func TestLastComponentWorksUntilAllOthersHaveStopped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &record{}
+		last := Spec{Component: r.steady("last", 0, "ground"), Last: true}
+		g := newGroup(t, Spec{Component: r.steady("ground", 0)}, last, Spec{Component: r.steady("other", 0, "ground")}, Spec{Component: r.steady("lone", 0)})
+		stop := run(t, g)
+		<-g.AllReady()
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{"other", "lone"} {
+			if r.index(t, "stop "+name) > r.index(t, "stop last") {
+				t.Errorf("%s stopped after the last: %q", name, r.events)
+			}
+		}
+		if r.index(t, "stop last") > r.index(t, "stop ground") {
+			t.Errorf("what the last one needs stopped before it: %q", r.events)
+		}
+	})
+}
+
 func TestStatusNamesWhatAComponentWaitsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r record

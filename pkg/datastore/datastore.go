@@ -100,7 +100,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		grpc.MaxSendMsgSize(1<<31-1),
 		// One small buffer each way for the apiserver's seventy connections.
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
-		grpc.SharedWriteBuffer(true),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
 	newBridge(s.backend).register(s.srv)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
+	"time"
 
 	"k8s.io/client-go/rest"
 
@@ -99,7 +100,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	return append(append(specs, services...),
 		// A second kubelet in one process fails on its own metrics: its end ends us.
 		component.Spec{Component: kl, Class: component.Critical},
-		component.Spec{Component: &registration{env: env}, Class: component.Retried},
+		component.Spec{Component: &registration{env: env, since: time.Now()}, Class: component.Retried},
 	), nil
 }
 

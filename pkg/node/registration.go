@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -22,6 +23,9 @@ import (
 // ready when the Node is.
 type registration struct {
 	env *part.Env
+	// since is when this process began: what the Node said before it, as of a
+	// machine that has rebooted since, does not count.
+	since time.Time
 }
 
 func (r *registration) Name() string    { return "node" }
@@ -46,7 +50,7 @@ func (r *registration) Run(ctx context.Context, ready chan<- struct{}) error {
 			}
 			labelled = true
 		}
-		return isReady(n), nil
+		return isReady(n, r.since), nil
 	})
 	if ctx.Err() != nil {
 		return nil
@@ -84,10 +88,12 @@ func label(ctx context.Context, client kubernetes.Interface, n *corev1.Node) err
 	return nil
 }
 
-func isReady(n *corev1.Node) bool {
+// isReady tells whether the kubelet has called the node ready since then. Its
+// clock has whole seconds.
+func isReady(n *corev1.Node, since time.Time) bool {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue
+			return c.Status == corev1.ConditionTrue && !c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second))
 		}
 	}
 	return false

@@ -31,8 +31,7 @@ type family struct {
 	writer   *nftables.Proxier
 	node     *node
 	health   *healthcheck.ProxyHealthServer
-	checks   *healthcheck.ServiceHealthServer // the writer's
-	keep     *bool                            // the writer's: leave base chains that exist as they are
+	checks   healthcheck.ServiceHealthServer // the writer's
 	faults   faults
 	log      *slog.Logger
 
@@ -66,12 +65,6 @@ func newFamily(ctx context.Context, s *settings, ip v1.IPFamily, nodeName string
 	if f.checks, err = unexported[healthcheck.ServiceHealthServer](f.writer, "serviceHealthServer"); err != nil {
 		return nil, err
 	}
-	if f.keep, err = unexported[bool](f.writer, "flushed"); err != nil {
-		return nil, err
-	}
-	// A new writer would replace the base chains, lest they be of another kind. That
-	// is not quite atomic: a connection made in that microsecond misses its Service.
-	*f.keep = true
 	return f, nil
 }
 
@@ -121,7 +114,9 @@ func (f *family) sync() error {
 		// The one call that makes the writer distrust what it knows of the kernel.
 		f.writer.OnTopologyChange(f.node.topology())
 	}
-	if !f.write() && !f.writeAnew() {
+	// The second attempt writes everything: mostly someone took away what the first
+	// built on.
+	if !f.write() && !f.write() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.full, f.wait = true, append(f.wait, wait...)
@@ -145,15 +140,6 @@ func (f *family) write() bool {
 	before := f.health.Health().Status[f.ip].LastUpdated
 	f.writer.OnServiceSynced()
 	return !f.health.Health().Status[f.ip].LastUpdated.Equal(before)
-}
-
-// writeAnew follows a write that failed. Mostly someone took away what it built
-// on, or the base chains are those of another version: all is written, and they
-// are replaced.
-func (f *family) writeAnew() bool {
-	f.log.Debug("writing the rules of Services anew", "err", f.faults.last())
-	*f.keep = false
-	return f.write()
 }
 
 // kick has run write what changed.
@@ -202,7 +188,7 @@ func (f *family) release() {
 // rules stay.
 func (f *family) close() {
 	f.release()
-	if err := (*f.checks).SyncServices(nil); err != nil {
+	if err := f.checks.SyncServices(nil); err != nil {
 		f.log.Warn("the ports of Services' health checks stay open", "err", err)
 	}
 }

@@ -4,8 +4,7 @@
 // Upstream's own runner can't be stopped, so only its rule writer is used. Around
 // it are informers, servers and a sync loop that end with their context. The
 // rules stay in place when they do, and Services go on answering. The next run
-// takes the rules over in one transaction for each address family, which deletes
-// nothing that is still right: no connection notices.
+// takes the rules over in one transaction for each address family.
 package proxy
 
 import (

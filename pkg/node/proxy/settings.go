@@ -53,11 +53,10 @@ var alias = map[string]string{
 // first, and flags override what it says.
 func parse(cfg Config) (settings, error) {
 	opts := app.NewOptions()
-	field, err := unexported[*proxyconfig.KubeProxyConfiguration](opts, "config")
+	config, err := unexported[*proxyconfig.KubeProxyConfiguration](opts, "config")
 	if err != nil {
 		return settings{}, fmt.Errorf("read kube-proxy's configuration: %w", err)
 	}
-	config := *field
 	s := settings{KubeProxyConfiguration: config, addrs: cfg.NodeIPs, families: families(cfg)}
 
 	file, args, err := splitFile(cfg.Args)
