@@ -15,6 +15,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes of every command. Tools that are linked in (kubectl, ctr, crictl)
@@ -100,6 +101,9 @@ func Dispatch(argv []string) []string {
 // Execute runs a command line and returns its exit code. Errors are printed to
 // the command's error stream, a line each, begun with "knarr: ".
 func Execute(ctx context.Context, root *cobra.Command, args []string) int {
+	// Upstream packages put flags of theirs, such as --version of another type,
+	// on the process' own set, which cobra adds to every command.
+	pflag.CommandLine = pflag.NewFlagSet("knarr", pflag.ContinueOnError)
 	root.SetArgs(forwardCompletion(args))
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -51,6 +51,7 @@ type server struct {
 	out      io.Writer
 	notifier *sdnotify.Notifier
 	facts    host.Facts
+	ledger   *host.Ledger
 	sockets  *dns.Sockets
 }
 
@@ -138,15 +139,14 @@ func (s *server) prepare() error {
 	if c.DisableAgent {
 		return nil
 	}
-	ledger, err := host.OpenLedger(c.DataDir)
-	if err != nil {
+	if s.ledger, err = host.OpenLedger(c.DataDir); err != nil {
 		return err
 	}
-	if err := ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
+	if err := s.ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
 		return err
 	}
 	if s.servesDNS() {
-		if err := ledger.Record(host.Change{Kind: host.KindAddress, Name: fmt.Sprintf("%s/%d lo", c.Network.ClusterDNS, c.Network.ClusterDNS.BitLen())}); err != nil {
+		if err := s.ledger.Record(host.Change{Kind: host.KindAddress, Name: fmt.Sprintf("%s/%d lo", c.Network.ClusterDNS, c.Network.ClusterDNS.BitLen())}); err != nil {
 			return err
 		}
 	}
@@ -261,7 +261,7 @@ func (s *server) parts() ([]part.Part, error) {
 		}})
 	}
 	return []part.Part{
-		&node.Node{Bundle: archive, Facts: s.facts, NewCluster: errors.Is(err, fs.ErrNotExist), Tables: tables},
+		&node.Node{Bundle: archive, Facts: s.facts, SetSysctls: s.ledger.SetSysctls, NewCluster: errors.Is(err, fs.ErrNotExist), Tables: tables},
 		addons.Addons{DNSSockets: s.sockets},
 	}, nil
 }

@@ -34,6 +34,8 @@ type Node struct {
 	Facts host.Facts
 	// NewCluster is set if the store did not exist before this start.
 	NewCluster bool
+	// SetSysctls sets kernel parameters and keeps a record of the old values.
+	SetSysctls func([]host.Sysctl) error
 	// Tables are packet-filter tables of other parts, to be kept whole.
 	Tables []nftwatch.Table
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/node/network"
@@ -13,6 +14,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/node/nodeport"
 	"github.com/knarr-dev/knarr/pkg/node/proxy"
 	"github.com/knarr-dev/knarr/pkg/part"
+	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
 // nftProcess is the name that the bundle's nft has in the process list; see
@@ -37,9 +39,12 @@ func (n *Node) services(env *part.Env, rules *network.Rules) ([]component.Spec, 
 			NodeName:     c.Node.Name,
 			NodeIPs:      c.Node.IPs,
 			ClusterCIDRs: []netip.Prefix{c.Network.ClusterCIDR},
-			Client:       env.Client,
-			Args:         c.Node.KubeProxyArgs,
-			Log:          env.Log,
+			Client: func() (kubernetes.Interface, error) {
+				return kubernetes.NewForConfig(env.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.KubeProxy }))
+			},
+			SetSysctls: n.SetSysctls,
+			Args:       c.Node.KubeProxyArgs,
+			Log:        env.Log,
 		})
 		if err != nil {
 			return nil, err

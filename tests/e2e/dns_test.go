@@ -78,6 +78,7 @@ func TestPodsResolveTheNamesOfServices(t *testing.T) {
 	for _, name := range []string{"web", "web." + s.ns, "web." + s.ns + ".svc", "web." + zone, "web." + zone + "."} {
 		want(t, "A of "+name, s.resolves(name, "a"), service)
 	}
+	want(t, "the addresses of either kind", s.resolves("web."+zone, "host"), service)
 	want(t, "SRV of a Service", s.resolves("_http._tcp.web."+zone, "srv"), "0 100 80 web."+zone+".")
 	want(t, "SRV of a UDP port", s.resolves("_dns._udp.web."+zone, "srv"), "0 100 53 web."+zone+".")
 	want(t, "PTR of a Service", s.resolves(service, "ptr"), "web."+zone+".")

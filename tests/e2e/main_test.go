@@ -27,7 +27,7 @@ var shared = harness.Lazy(harness.Options{})
 func TestMain(m *testing.M) {
 	// Tests mostly wait for the node, so that more of them run at a time than
 	// there are processors. The command line's -parallel comes later, and wins.
-	if err := flag.Set("test.parallel", "12"); err != nil {
+	if err := flag.Set("test.parallel", "8"); err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		os.Exit(1)
 	}

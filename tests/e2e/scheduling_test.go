@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 
@@ -103,7 +104,7 @@ func TestPodWaitsForANodeOfItsAffinity(t *testing.T) {
         - matchExpressions:
           - {key: example.org/`+s.ns+`, operator: In, values: [blue, green]}`) +
 		sleeper("selective", "", `
-  nodeSelector: {kubernetes.io/os: linux, kubernetes.io/arch: amd64}`) +
+  nodeSelector: {kubernetes.io/os: linux, kubernetes.io/arch: `+runtime.GOARCH+`}`) +
 		sleeper("foreign", "", `
   nodeSelector: {kubernetes.io/os: plan9}`))
 	s.event("picky", "FailedScheduling", "didn't match Pod's node affinity/selector")

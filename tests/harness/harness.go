@@ -114,6 +114,31 @@ func Exe(t testing.TB) string {
 	return p.exe
 }
 
+// Testbox is the program in the test image, which runs outside of it too.
+func Testbox(t testing.TB) string {
+	t.Helper()
+	p, err := findParts()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(filepath.Dir(p.testImage), "testbox")
+}
+
+// CopyFile copies a file of the machine, to a path of a host for instance.
+func CopyFile(t testing.TB, from, to string, mode os.FileMode) {
+	t.Helper()
+	data, err := os.ReadFile(from)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(to), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(to, data, mode)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A LazyNode is shared by the tests of a package. The first that asks starts it.
 type LazyNode struct {
 	opts  Options

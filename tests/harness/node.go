@@ -83,6 +83,20 @@ type process struct {
 // when the test ends, and nothing may be left of it then.
 func Start(t testing.TB, o Options) *Node {
 	t.Helper()
+	n := Prepare(t, o)
+	if o.NoWait {
+		if err := n.Launch(); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	n.Resume(t)
+	return n
+}
+
+// Prepare makes the host of a node for one test, without a server.
+func Prepare(t testing.TB, o Options) *Node {
+	t.Helper()
 	n, err := New(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
@@ -93,16 +107,10 @@ func Start(t testing.TB, o Options) *Node {
 			t.Error(err)
 		}
 	})
-	if err := n.Launch(); err != nil {
-		t.Fatal(err)
-	}
-	if !o.NoWait {
-		n.WaitReady(t)
-	}
 	return n
 }
 
-// New makes the host, without a server.
+// New makes the host, without a server. The caller closes it.
 func New(ctx context.Context, o Options) (*Node, error) {
 	p, err := findParts()
 	if err != nil {
@@ -308,7 +316,7 @@ func (n *Node) Restart(t testing.TB, args ...string) {
 	n.Resume(t)
 }
 
-// Resume starts the server after its end and waits until it is ready.
+// Resume starts the server and waits until it is ready.
 func (n *Node) Resume(t testing.TB) {
 	t.Helper()
 	if err := n.Launch(); err != nil {

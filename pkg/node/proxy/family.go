@@ -114,9 +114,13 @@ func (f *family) sync() error {
 		// The one call that makes the writer distrust what it knows of the kernel.
 		f.writer.OnTopologyChange(f.node.topology())
 	}
-	// The second attempt writes everything: mostly someone took away what the first
-	// built on.
-	if !f.write() && !f.write() {
+	written := f.write()
+	if !written {
+		// The second attempt writes everything: mostly someone took away what the
+		// first built on.
+		written = f.write()
+	}
+	if !written {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.full, f.wait = true, append(f.wait, wait...)

@@ -1,0 +1,180 @@
+package lifecycle
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+	"github.com/knarr-dev/knarr/tests/harness"
+)
+
+const (
+	manifests = "/var/lib/knarr/agent/pod-manifests"
+	// mirror is the static pod's name in the API.
+	mirror = "steady-node"
+)
+
+func steady(body string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: steady, annotations: {says: %q}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: serve, image: "knarr.dev/test:1", args: [testbox, serve, --port, "80", --body, %q]}]
+`, body, body)
+}
+
+func TestStaticPodRunsWithoutTheAPIAndFollowsItsFile(t *testing.T) {
+	n := harness.Prepare(t, harness.Options{Files: map[string]string{manifests + "/steady.yaml": steady("first")}})
+	holder := holdPort(t, n, 6443)
+	if err := n.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	waitSays(t, n, "first")
+	failing := waitFailing(t, n)
+	if !strings.Contains(failing.LastError, "address already in use") || !strings.Contains(failing.LastError, "6443") {
+		t.Errorf("the API server's error is %q", failing.LastError)
+	}
+	if n.Said("READY=1") || n.Status(t).Ready {
+		t.Error("READY=1 was said without a control plane")
+	}
+	for _, format := range []string{"json", "yaml", "table"} {
+		if out := n.Exec(t, n.Exe, "status", "-o", format); !strings.Contains(out, string(component.StateRetrying)) {
+			t.Errorf("knarr status -o %s does not tell that the API server is tried again:\n%s", format, out)
+		}
+	}
+
+	if err := holder.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t)
+	pod := n.WaitPodRunning(t, "default", mirror)
+	if pod.Annotations["says"] != "first" || pod.Annotations[corev1.MirrorPodAnnotationKey] == "" {
+		t.Errorf("the mirror pod's annotations are %v", pod.Annotations)
+	}
+
+	n.Write(t, manifests+"/steady.yaml", steady("second"))
+	waitSays(t, n, "second")
+	n.WaitPod(t, "default", mirror, "as its edited file says", func(p *corev1.Pod) bool {
+		return harness.PodReady(p) && p.Annotations["says"] == "second"
+	})
+
+	if err := os.Remove(n.Host.Path(manifests + "/steady.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitGone(t, "default", mirror)
+	n.WaitFor(t, "the static pod's container to be gone", func(ctx context.Context) (bool, error) {
+		out, err := n.ExecErr(ctx, n.Exe, "crictl", "ps", "-q")
+		return strings.TrimSpace(out) == "", err
+	})
+}
+
+func TestStaticPodRunsWithABrokenStore(t *testing.T) {
+	const store = "/var/lib/knarr/server/db/state.db"
+	n := harness.Prepare(t, harness.Options{Files: map[string]string{
+		manifests + "/steady.yaml": steady("first"),
+		store:                      strings.Repeat("no database\n", 1000),
+	}})
+	if err := n.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	waitSays(t, n, "first")
+	failing := waitFailing(t, n)
+	if !strings.Contains(failing.LastError, filepath.Base(store)) {
+		t.Errorf("the error does not name the file: %q", failing.LastError)
+	}
+	t.Log(failing.LastError)
+	if n.Said("READY=1") {
+		t.Error("READY=1 was said without a store")
+	}
+	if err := os.Rename(n.Host.Path(store), n.Host.Path(store+".broken")); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t)
+	n.WaitPodRunning(t, "default", mirror)
+	if _, err := n.Client.CoreV1().ServiceAccounts("default").Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// holdPort has another program listen on a port of the host.
+func holdPort(t *testing.T, n *harness.Node, port int) *lab.Cmd {
+	t.Helper()
+	harness.CopyFile(t, harness.Testbox(t), n.Host.Path("/opt/testbox"), 0o755)
+	holder := n.Host.Command(t.Context(), "/opt/testbox", "serve", "--port", fmt.Sprint(port))
+	if err := holder.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitFor(t, fmt.Sprintf("port %d to be taken", port), func(ctx context.Context) (bool, error) {
+		conn, err := n.Host.DialContext(ctx, "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			return false, err
+		}
+		return true, conn.Close()
+	})
+	return holder
+}
+
+// waitFailing waits until the API server stands as failed and retrying.
+func waitFailing(t *testing.T, n *harness.Node) component.Status {
+	t.Helper()
+	var found component.Status
+	n.WaitFor(t, "the API server to be told as failed", func(context.Context) (bool, error) {
+		for _, c := range n.Status(t).Components {
+			if c.Name == "apiserver" {
+				found = c
+			}
+		}
+		return found.State == component.StateRetrying, fmt.Errorf("it is %s", found.State)
+	})
+	return found
+}
+
+// waitSays waits until the static pod answers with body. The API is not asked
+// where the pod is, the container runtime is.
+func waitSays(t *testing.T, n *harness.Node, body string) {
+	t.Helper()
+	n.WaitFor(t, "the static pod to say "+body, func(ctx context.Context) (bool, error) {
+		out, err := n.ExecErr(ctx, n.Exe, "crictl", "pods", "--state", "ready", "-q")
+		if err != nil {
+			return false, err
+		}
+		for id := range strings.FieldsSeq(out) {
+			said, err := ask(ctx, n, id)
+			if err != nil {
+				return false, err
+			}
+			if said == body {
+				return true, nil
+			}
+		}
+		return false, errors.New("no pod says so")
+	})
+}
+
+func ask(ctx context.Context, n *harness.Node, id string) (string, error) {
+	out, err := n.ExecErr(ctx, n.Exe, "crictl", "inspectp", id)
+	if err != nil {
+		return "", err
+	}
+	var sandbox struct {
+		Status struct{ Network struct{ IP string } }
+	}
+	if err := json.Unmarshal([]byte(out), &sandbox); err != nil {
+		return "", err
+	}
+	text, err := get(ctx, n, "http://"+net.JoinHostPort(sandbox.Status.Network.IP, "80"))
+	return strings.TrimSpace(text), err
+}
