@@ -101,9 +101,12 @@ func Dispatch(argv []string) []string {
 // Execute runs a command line and returns its exit code. Errors are printed to
 // the command's error stream, a line each, begun with "knarr: ".
 func Execute(ctx context.Context, root *cobra.Command, args []string) int {
-	// Upstream packages put flags of theirs, such as --version of another type,
-	// on the process' own set, which cobra adds to every command.
+	// Upstream packages put flags of theirs, such as --version of another type, on
+	// the process' own set, which cobra adds to every command while it parses. The
+	// commands themselves get the set back: the kubelet reads it.
+	upstream := pflag.CommandLine
 	pflag.CommandLine = pflag.NewFlagSet("knarr", pflag.ContinueOnError)
+	root.PersistentPreRun = func(*cobra.Command, []string) { pflag.CommandLine = upstream }
 	root.SetArgs(forwardCompletion(args))
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -181,7 +181,7 @@ func (g *Group) attempt(ctx context.Context, m *member) (time.Duration, error) {
 		defer func() {
 			if v := recover(); v != nil {
 				err = fmt.Errorf("panic: %v", v)
-				g.log.Debug("component panicked", "component", m.status.Name, "panic", v, "stack", string(debug.Stack()))
+				g.log.Error("component panicked", "component", m.status.Name, "panic", v, "stack", string(debug.Stack()))
 			}
 			result <- err
 		}()
