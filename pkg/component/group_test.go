@@ -207,7 +207,7 @@ func TestReturningEarlyPanickingAndGoexitAreFailures(t *testing.T) {
 	}
 }
 
-func TestPanicTellsItsStackAtDebug(t *testing.T) {
+func TestPanicTellsItsStack(t *testing.T) {
 	var out bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	g, err := NewGroup(log, Spec{Component: Func("c", nil, func(context.Context, chan<- struct{}) error { panic("boom") })})
@@ -215,7 +215,7 @@ func TestPanicTellsItsStackAtDebug(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = g.Run(t.Context())
-	if !strings.Contains(out.String(), "level=DEBUG") || !strings.Contains(out.String(), "TestPanicTellsItsStackAtDebug") {
+	if !strings.Contains(out.String(), "level=ERROR") || !strings.Contains(out.String(), "TestPanicTellsItsStack") {
 		t.Errorf("log: %s", out.String())
 	}
 }

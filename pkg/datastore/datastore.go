@@ -102,7 +102,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
 	)
-	newBridge(s.backend).register(s.srv)
+	newBridge(s.backend, s.db).register(s.srv)
 	go func() { s.served <- s.srv.Serve(s.lis) }()
 	return s, nil
 }

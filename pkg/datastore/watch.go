@@ -2,6 +2,7 @@ package datastore
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -21,22 +22,36 @@ const (
 	progressInterval = time.Minute
 	// progressRetry is the wait before a progress request is tried again while
 	// some watch of the stream still has events to send.
-	progressRetry = 20 * time.Millisecond
+	progressRetry = 5 * time.Millisecond
 )
 
 // bridge is kine's etcd API with a watch service of our own. kine's has two
 // tickers in every stream, one of them ten times a second: the API server's
 // seventy idle streams would cost two percent of a core.
+//
+// It also tells progress at once and exactly: kine waits for its poller, which
+// says how far it came only when it is woken the next time, up to a second
+// later; and all informers of a starting cluster wait for that word.
 type bridge struct {
 	*server.KVServerBridge
 	backend server.Backend
+	db      *sql.DB
 	ids     atomic.Int64
 }
 
 var _ etcdserverpb.WatchServer = (*bridge)(nil)
 
-func newBridge(backend server.Backend) *bridge {
-	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), backend: backend}
+func newBridge(backend server.Backend, db *sql.DB) *bridge {
+	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), backend: backend, db: db}
+}
+
+// revision is that of the last committed write.
+func (b *bridge) revision(ctx context.Context) (int64, error) {
+	var rev int64
+	if err := b.db.QueryRowContext(ctx, "SELECT COALESCE(MAX(id), 0) FROM kine").Scan(&rev); err != nil {
+		return 0, fmt.Errorf("read revision of store: %w", err)
+	}
+	return rev, nil
 }
 
 // register adds the services to s, as KVServerBridge.Register does.
@@ -93,12 +108,30 @@ type stream struct {
 
 // watch is one watch of a stream.
 type watch struct {
-	cancel context.CancelFunc
-	start  int64
-	// idle is received from when the watch has sent all it has: 0 asks whether
-	// that is so, another revision is to be told the client.
-	idle     chan int64
-	progress bool
+	cancel     context.CancelFunc
+	key, end   string
+	start      int64
+	notifiable bool // wants to be told progress unasked
+	// sent is the revision up to which the client has all events, or more.
+	sent atomic.Int64
+}
+
+// behind tells whether events up to rev are still to be sent.
+func (b *bridge) behind(ctx context.Context, w *watch, rev int64) (bool, error) {
+	query, args := "SELECT EXISTS(SELECT 1 FROM kine WHERE id > ? AND id <= ? AND ", []any{w.sent.Load(), rev, w.key}
+	switch w.end {
+	case "":
+		query += "name = ?)"
+	case "\x00":
+		query += "name >= ?)"
+	default:
+		query, args = query+"name >= ? AND name < ?)", append(args, w.end)
+	}
+	var is bool
+	if err := b.db.QueryRowContext(ctx, query, args...).Scan(&is); err != nil {
+		return false, fmt.Errorf("look for events to send: %w", err)
+	}
+	return is, nil
 }
 
 // send writes a response; the revision a client sees never goes back.
@@ -124,9 +157,9 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 		refused = server.ErrCompacted
 	}
 	if refused != nil {
-		rev, err := s.backend.CurrentRevision(ctx)
+		rev, err := s.revision(ctx)
 		if err != nil {
-			return fmt.Errorf("read revision of store: %w", err)
+			return err
 		}
 		return s.send(&etcdserverpb.WatchResponse{
 			Header:  &etcdserverpb.ResponseHeader{Revision: rev},
@@ -135,14 +168,24 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	id := s.ids.Add(1)
-	w := &watch{cancel: cancel, start: r.StartRevision, idle: make(chan int64), progress: r.ProgressNotify}
+	w := &watch{cancel: cancel, key: string(r.Key), end: string(r.RangeEnd), start: r.StartRevision, notifiable: r.ProgressNotify}
+	// Without a start it tells what comes from now on.
+	before := r.StartRevision - 1
+	if r.StartRevision == 0 {
+		var err error
+		if before, err = s.revision(ctx); err != nil {
+			cancel()
+			return err
+		}
+	}
+	w.sent.Store(before)
 	s.mu.Lock()
 	s.watches[id] = w
 	s.mu.Unlock()
 	if err := s.send(&etcdserverpb.WatchResponse{WatchId: id, Created: true}); err != nil {
 		return err
 	}
-	s.wg.Go(func() { s.follow(ctx, id, w, string(r.Key), string(r.RangeEnd)) })
+	s.wg.Go(func() { s.follow(ctx, id, w) })
 	return nil
 }
 
@@ -161,49 +204,38 @@ func (s *stream) end(id int64, last *etcdserverpb.WatchResponse) error {
 }
 
 // follow sends a watch's events until it ends.
-func (s *stream) follow(ctx context.Context, id int64, w *watch, key, end string) {
+func (s *stream) follow(ctx context.Context, id int64, w *watch) {
 	last := &etcdserverpb.WatchResponse{}
 	// A client that is gone cannot be told, and its stream ends by itself.
 	defer func() { _ = s.end(id, last) }()
 
-	r := s.backend.Watch(ctx, key, end, w.start)
+	r := s.backend.Watch(ctx, w.key, w.end, w.start)
 	if r.CompactRevision != 0 {
 		last.Header = &etcdserverpb.ResponseHeader{Revision: r.CurrentRevision}
 		last.CompactRevision, last.CancelReason = r.CompactRevision, server.ErrCompacted.Error()
 		return
 	}
-	var sent int64
-	for {
-		var events []*server.Event
-		var revision int64
-		select {
-		case e, ok := <-r.Events:
-			if !ok {
-				select {
-				case err := <-r.Errorc:
-					last.CancelReason = err.Error()
-				default:
-				}
-				return
-			}
-			events = drain(e, r.Events)
-		case revision = <-w.idle:
-			// What came in the same moment goes first.
-			events = drain(nil, r.Events)
-		}
-		if n := len(events); n > 0 {
-			revision = events[n-1].KV.ModRevision
-		}
-		if revision == 0 || revision < sent || len(events) > 0 && revision < w.start {
+	for first := range r.Events {
+		events := drain(first, r.Events)
+		if len(events) == 0 {
 			continue
 		}
-		sent = revision
+		revision := events[len(events)-1].KV.ModRevision
+		if revision < w.start {
+			continue
+		}
 		err := s.send(&etcdserverpb.WatchResponse{
 			Header: &etcdserverpb.ResponseHeader{Revision: revision}, WatchId: id, Events: toEvents(events),
 		})
 		if err != nil {
 			return
 		}
+		w.sent.Store(max(revision, w.sent.Load()))
+	}
+	select {
+	case err := <-r.Errorc:
+		last.CancelReason = err.Error()
+	default:
 	}
 }
 
@@ -248,42 +280,44 @@ func (s *stream) progress(ctx context.Context) {
 // answer sends the current revision if every watch has sent all events up to
 // it, and reports whether it did.
 func (s *stream) answer(ctx context.Context) bool {
-	rev, err := s.backend.CurrentRevision(ctx)
+	rev, err := s.revision(ctx)
 	if err != nil {
 		return false
 	}
-	s.backend.WaitForSyncTo(rev)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range s.watches {
-		select {
-		case w.idle <- 0:
-		default:
+		if behind, err := s.behind(ctx, w, rev); err != nil || behind {
 			return false
 		}
 	}
-	// The stream's end tells whoever waits for this.
-	_ = s.send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: clientv3.InvalidWatchID})
+	s.tell(rev, clientv3.InvalidWatchID)
 	return true
 }
 
+// remind tells each watch that wants it the current revision. One that is
+// behind has events to send, which tell as much.
 func (s *stream) remind(ctx context.Context) {
-	rev, err := s.backend.CurrentRevision(ctx)
+	rev, err := s.revision(ctx)
 	if err != nil {
 		return // the next request to the store tells
 	}
-	s.backend.WaitForSyncTo(rev)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, w := range s.watches {
-		if !w.progress {
+	for id, w := range s.watches {
+		if !w.notifiable {
 			continue
 		}
-		select {
-		case w.idle <- rev:
-		default: // it has events to send, which tell as much
+		if behind, err := s.behind(ctx, w, rev); err == nil && !behind {
+			s.tell(rev, id)
 		}
 	}
+}
+
+// tell sends a revision without events. Should it fail, the stream's end tells
+// whoever waits for it.
+func (s *stream) tell(rev, id int64) {
+	_ = s.send(&etcdserverpb.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: rev}, WatchId: id})
 }
 
 func toEvents(events []*server.Event) []*mvccpb.Event {

@@ -248,6 +248,16 @@ func (n *Node) Reload(t testing.TB) {
 	}
 }
 
+// Connect makes the clients as soon as they can be, which is long before the
+// node is ready.
+func (n *Node) Connect(t testing.TB) {
+	t.Helper()
+	n.WaitFor(t, "the kubeconfig", func(context.Context) (bool, error) {
+		err := n.connect()
+		return err == nil, err
+	})
+}
+
 // connect makes the clients, from the kubeconfig that the server wrote.
 func (n *Node) connect() error {
 	if n.Client != nil {

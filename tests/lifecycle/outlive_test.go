@@ -380,4 +380,3 @@ func addressesTaken(n *harness.Node) ([]string, error) {
 	slices.Sort(files)
 	return files, err
 }
-

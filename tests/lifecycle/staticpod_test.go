@@ -5,9 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -36,8 +36,13 @@ spec:
 `, body, body)
 }
 
-func TestStaticPodRunsWithoutTheAPIAndFollowsItsFile(t *testing.T) {
+func TestStaticPods(t *testing.T) {
 	n := harness.Prepare(t, harness.Options{Files: map[string]string{manifests + "/steady.yaml": steady("first")}})
+	t.Run("run while another program holds the API's port, and follow their files", func(t *testing.T) { staticPodWithoutPort(t, n) })
+	t.Run("run with a broken store, which is mended", func(t *testing.T) { staticPodWithABrokenStore(t, n) })
+}
+
+func staticPodWithoutPort(t *testing.T, n *harness.Node) {
 	holder := holdPort(t, n, 6443)
 	if err := n.Launch(); err != nil {
 		t.Fatal(err)
@@ -81,24 +86,28 @@ func TestStaticPodRunsWithoutTheAPIAndFollowsItsFile(t *testing.T) {
 	})
 }
 
-func TestStaticPodRunsWithABrokenStore(t *testing.T) {
+func staticPodWithABrokenStore(t *testing.T, n *harness.Node) {
 	const store = "/var/lib/knarr/server/db/state.db"
-	n := harness.Prepare(t, harness.Options{Files: map[string]string{
-		manifests + "/steady.yaml": steady("first"),
-		store:                      strings.Repeat("no database\n", 1000),
-	}})
+	n.Stop(t)
+	for _, suffix := range []string{"-wal", "-shm"} {
+		if err := os.Remove(n.Host.Path(store + suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	n.Write(t, store, strings.Repeat("no database\n", 1000))
+	n.Write(t, manifests+"/steady.yaml", steady("third"))
 	if err := n.Launch(); err != nil {
 		t.Fatal(err)
 	}
-	waitSays(t, n, "first")
+	waitSays(t, n, "third")
 	failing := waitFailing(t, n)
-	if !strings.Contains(failing.LastError, filepath.Base(store)) {
+	if !strings.Contains(failing.LastError, store) {
 		t.Errorf("the error does not name the file: %q", failing.LastError)
 	}
-	t.Log(failing.LastError)
 	if n.Said("READY=1") {
 		t.Error("READY=1 was said without a store")
 	}
+
 	if err := os.Rename(n.Host.Path(store), n.Host.Path(store+".broken")); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +146,10 @@ func waitFailing(t *testing.T, n *harness.Node) component.Status {
 				found = c
 			}
 		}
-		return found.State == component.StateRetrying, fmt.Errorf("it is %s", found.State)
+		if found.State != component.StateRetrying {
+			return false, fmt.Errorf("it is %s", found.State)
+		}
+		return true, nil
 	})
 	return found
 }

@@ -1,0 +1,247 @@
+package lifecycle
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/knarr-dev/knarr/pkg/bundle/ocitar"
+	"github.com/knarr-dev/knarr/tests/harness"
+)
+
+// idle is for how long a healthy server must be silent.
+const idle = 10 * time.Second
+
+const served = `
+apiVersion: v1
+kind: Pod
+metadata: {name: web, labels: {app: web}}
+spec: {containers: [{name: serve, image: "knarr.dev/test:1", args: [testbox, serve, --body, hello]}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
+`
+
+func TestNode(t *testing.T) {
+	n := harness.Start(t, harness.Options{})
+	t.Run("logs a few lines, and then none while it is idle", func(t *testing.T) { quiet(t, n) })
+
+	n.Apply(t, "default", served)
+	n.WaitPodRunning(t, "default", "web")
+	t.Run("is shown as users expect", func(t *testing.T) { shown(t, n) })
+	t.Run("brings its tools", func(t *testing.T) { tools(t, n) })
+	t.Run("has a kubelet that is closed to strangers", func(t *testing.T) { closedKubelet(t, n) })
+	t.Run("answers at NodePorts of localhost", func(t *testing.T) { waitHello(t, n, "http://127.0.0.1:30080") })
+	t.Run("brings flushed packet-filter rules back", func(t *testing.T) { flushedRules(t, n) })
+	t.Run("imports an archive when it appears, and pins it", func(t *testing.T) { droppedArchive(t, n) })
+	t.Run("refuses a second Knarr on its data", func(t *testing.T) { second(t, n) })
+	t.Run("keeps what it acknowledged when it is killed", func(t *testing.T) { acknowledged(t, n) })
+}
+
+func quiet(t *testing.T, n *harness.Node) {
+	time.Sleep(idle) // the idleness itself, not a wait for something
+	log := n.Log(t)
+	if lines := strings.Count(log, "\n"); lines >= 30 {
+		t.Errorf("a fresh start logged %d lines", lines)
+	}
+	if _, later, _ := strings.Cut(log, "msg=ready"); strings.Count(later, "\n") > 1 {
+		t.Errorf("after it was ready the server logged:%s", later)
+	}
+}
+
+func shown(t *testing.T, n *harness.Node) {
+	wide := n.Kubectl(t, "get", "nodes", "-o", "wide")
+	for _, want := range []string{"Ready", "control-plane", "v1.36.4+knarr1", n.Host.Addr().String(), "containerd://2."} {
+		if !strings.Contains(wide, want) {
+			t.Errorf("no %q in\n%s", want, wide)
+		}
+	}
+	node, err := n.Client.CoreV1().Nodes().Get(t.Context(), "node", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(node.Spec.Taints) > 0 {
+		t.Errorf("a single server runs workloads, its taints are %v", node.Spec.Taints)
+	}
+	for label, want := range map[string]string{
+		"node-role.kubernetes.io/control-plane": "true", "kubernetes.io/hostname": "node", "kubernetes.io/os": "linux",
+		"kubernetes.io/arch": runtime.GOARCH, "node.kubernetes.io/instance-type": "knarr",
+	} {
+		if node.Labels[label] != want {
+			t.Errorf("label %s is %q, want %q", label, node.Labels[label], want)
+		}
+	}
+}
+
+func tools(t *testing.T, n *harness.Node) {
+	n.Exec(t, "ln", "-s", n.Exe, "/opt/kubectl")
+	for _, c := range []struct {
+		want    string
+		command []string
+	}{
+		{"node/node", []string{"/opt/kubectl", "get", "nodes", "-o", "name"}},
+		{"serve", []string{n.Exe, "crictl", "ps"}},
+		{"RUNNING", []string{n.Exe, "ctr", "tasks", "list"}},
+		{"knarr.dev/pause:1", []string{n.Exe, "ctr", "images", "list"}},
+		{"kubelet", []string{n.Exe, "status"}},
+		{`"name": "kubelet"`, []string{n.Exe, "status", "-o", "json"}},
+		{"name: kubelet", []string{n.Exe, "status", "-o", "yaml"}},
+	} {
+		if out := n.Exec(t, c.command...); !strings.Contains(out, c.want) {
+			t.Errorf("no %q in the answer of %s:\n%s", c.want, strings.Join(c.command, " "), out)
+		}
+	}
+}
+
+func closedKubelet(t *testing.T, n *harness.Node) {
+	client := http.Client{Transport: &http.Transport{
+		DialContext: n.Host.DialContext, DisableKeepAlives: true,
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // whoever it is, it shall not answer us
+	}}
+	for _, path := range []string{"/pods", "/metrics", "/run/default/web/serve", "/logs/", "/configz"} {
+		resp, err := client.Get("https://127.0.0.1:10250" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("the kubelet answered a stranger who asked for %s: %s", path, resp.Status)
+		}
+	}
+	if conn, err := n.Host.DialContext(t.Context(), "tcp", "127.0.0.1:10255"); err == nil {
+		conn.Close()
+		t.Error("the kubelet's read-only port is open")
+	}
+}
+
+func waitHello(t *testing.T, n *harness.Node, url string) {
+	t.Helper()
+	n.WaitFor(t, "an answer of "+url, func(ctx context.Context) (bool, error) {
+		said, err := get(ctx, n, url)
+		return strings.TrimSpace(said) == "hello", err
+	})
+}
+
+func flushedRules(t *testing.T, n *harness.Node) {
+	service := n.Kubectl(t, "get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
+	waitHello(t, n, "http://"+service)
+	nfts, err := filepath.Glob(n.Host.Path("/var/lib/knarr/bundle/*/bin/nft"))
+	if err != nil || len(nfts) != 1 {
+		t.Fatalf("nft of the bundle: %v, %v", nfts, err)
+	}
+	nft := strings.TrimPrefix(nfts[0], n.Host.Path("/"))
+	tables := n.Exec(t, "/"+nft, "list", "tables")
+	start := time.Now()
+	n.Exec(t, "/"+nft, "flush", "ruleset")
+	n.WaitFor(t, "the same tables as before", func(ctx context.Context) (bool, error) {
+		now, err := n.ExecErr(ctx, "/"+nft, "list", "tables")
+		if err == nil && len(now) != len(tables) {
+			err = fmt.Errorf("tables before:\n%sand now:\n%s", tables, now)
+		}
+		return err == nil, err
+	})
+	waitHello(t, n, "http://"+service)
+	t.Log("rules were back and the Service answered", time.Since(start).Round(time.Millisecond), "after the flush")
+	waitHello(t, n, "http://"+n.Host.Addr().String()+":30080")
+	if said := n.Kubectl(t, "exec", "web", "--", "testbox", "get", "http://web"); strings.TrimSpace(said) != "hello" {
+		t.Errorf("a pod asked the Service by name and got %q", said)
+	}
+}
+
+func droppedArchive(t *testing.T, n *harness.Node) {
+	testbox, err := os.ReadFile(harness.Testbox(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	if err := ocitar.Write(&archive, ocitar.Image{
+		Name: "example.org/dropped:1", Arch: runtime.GOARCH, Cmd: []string{"/testbox", "sleep"},
+		Files: []ocitar.File{{Name: "testbox", Mode: 0o755, Data: testbox}},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n.Write(t, "/var/lib/knarr/agent/images/dropped.tar", archive.String())
+	n.WaitFor(t, "the image to be there and pinned", func(ctx context.Context) (bool, error) {
+		out, err := n.ExecErr(ctx, n.Exe, "crictl", "images", "-o", "json")
+		if err != nil {
+			return false, err
+		}
+		var list struct {
+			Images []struct {
+				RepoTags []string
+				Pinned   bool
+			}
+		}
+		if err := json.Unmarshal([]byte(out), &list); err != nil {
+			return false, err
+		}
+		for _, i := range list.Images {
+			if len(i.RepoTags) > 0 && i.RepoTags[0] == "example.org/dropped:1" {
+				return i.Pinned, nil
+			}
+		}
+		return false, fmt.Errorf("images: %v", list.Images)
+	})
+	n.Apply(t, "default", `{apiVersion: v1, kind: Pod, metadata: {name: dropped}, spec: {containers: [{name: a, image: "example.org/dropped:1", imagePullPolicy: Never}]}}`)
+	n.WaitPodRunning(t, "default", "dropped")
+}
+
+func second(t *testing.T, n *harness.Node) {
+	said := refused(t, n, 1, n.Exe, "server")
+	pid := fmt.Sprint(n.Status(t).PID)
+	if !strings.Contains(said, "/var/lib/knarr") || !strings.Contains(said, pid) {
+		t.Errorf("no folder or no process %s in:\n%s", pid, said)
+	}
+	if _, err := n.Client.Discovery().ServerVersion(); err != nil {
+		t.Errorf("the first one was disturbed: %v", err)
+	}
+}
+
+// acknowledged kills the server in the middle of writes, three times.
+func acknowledged(t *testing.T, n *harness.Node) {
+	acknowledged := 0
+	for range 3 {
+		written := make(chan int)
+		enough := make(chan struct{})
+		go func(first int) {
+			i := first
+			for ; ; i++ {
+				if i == first+50 {
+					close(enough)
+				}
+				_, err := n.Client.CoreV1().ConfigMaps("default").Create(context.Background(), &corev1.ConfigMap{
+					ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("kept-%05d", i)},
+				}, metav1.CreateOptions{})
+				if err != nil {
+					break
+				}
+			}
+			written <- i
+		}(acknowledged)
+		<-enough
+		n.Kill(t)
+		acknowledged = <-written
+		n.Resume(t)
+		for i := range acknowledged {
+			if _, err := n.Client.CoreV1().ConfigMaps("default").Get(t.Context(), fmt.Sprintf("kept-%05d", i), metav1.GetOptions{}); err != nil {
+				t.Fatalf("of %d acknowledged: %v", acknowledged, err)
+			}
+		}
+		acknowledged++ // the last one may be there, though nobody was told
+	}
+	t.Logf("%d writes, none was lost", acknowledged)
+}
