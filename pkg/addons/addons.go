@@ -54,6 +54,9 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 		if err != nil {
 			return nil, err
 		}
+		roles := dns.Objects(cfg)
+		services := slices.DeleteFunc(slices.Clone(roles), func(o runtime.Object) bool { return !isService(o) })
+		roles = slices.DeleteFunc(roles, isService)
 		specs = append(specs,
 			// Pods go on asking while the others stop.
 			component.Spec{Component: d, Class: component.Retried, Last: true},
@@ -65,12 +68,19 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 				<-ctx.Done()
 				return nil
 			}), Class: component.Retried},
-			component.Spec{Component: component.Func("dns-objects", []string{"apiserver-tls"}, applier(env, dns.Objects(cfg), granted)), Class: component.Retried})
+			// Addresses of Services are given a little later than roles.
+			component.Spec{Component: component.Func("dns-roles", []string{"apiserver-tls"}, applier(env, roles, granted)), Class: component.Retried},
+			component.Spec{Component: component.Func("dns-service", []string{"apiserver"}, applier(env, services, nil)), Class: component.Retried})
 	}
 	return specs, nil
 }
 
-// applier writes an add-on's own objects and then closes done.
+func isService(o runtime.Object) bool {
+	_, is := o.(*corev1.Service)
+	return is
+}
+
+// applier writes an add-on's own objects and then closes done, if it is given.
 func applier(env *part.Env, objects []runtime.Object, done chan struct{}) func(context.Context, chan<- struct{}) error {
 	return func(ctx context.Context, ready chan<- struct{}) error {
 		client, err := env.Client()
@@ -82,10 +92,9 @@ func applier(env *part.Env, objects []runtime.Object, done chan struct{}) func(c
 				return err
 			}
 		}
-		select {
-		case <-done:
-		default:
+		if done != nil {
 			close(done)
+			done = nil // a second run must not
 		}
 		close(ready)
 		<-ctx.Done()

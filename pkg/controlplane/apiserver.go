@@ -139,7 +139,7 @@ type preparedServer struct {
 }
 
 func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
-	hushEtcdClient()
+	silenceEtcdClients()
 	opts := options.NewServerRunOptions()
 	if err := parse(opts.Flags(), "--kube-apiserver-arg", a.flags(), a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
 		return nil, err

@@ -4,15 +4,16 @@ import (
 	_ "unsafe" // for go:linkname
 
 	"go.uber.org/zap"
-	_ "k8s.io/apiserver/pkg/storage/storagebackend/factory" // has the variable
+	_ "k8s.io/apiserver/pkg/storage/storagebackend/factory" // holds etcd3ClientLogger
 )
 
-// etcdClientLog is where the API server's etcd client logs, in a format of its
-// own to stderr. There is no setting for it.
+// etcd3ClientLogger is what the API server's etcd clients write with, past every
+// logger that can be set: JSON lines on standard error about requests that were
+// cancelled. TestEtcdClientsHaveALoggerToSilence tells when it moves.
 //
-//go:linkname etcdClientLog k8s.io/apiserver/pkg/storage/storagebackend/factory.etcd3ClientLogger
-var etcdClientLog *zap.Logger
+//go:linkname etcd3ClientLogger k8s.io/apiserver/pkg/storage/storagebackend/factory.etcd3ClientLogger
+var etcd3ClientLogger *zap.Logger
 
-// hushEtcdClient keeps the etcd client from telling by itself what its callers
-// get as errors: that requests are cancelled when the server stops.
-func hushEtcdClient() { etcdClientLog = zap.NewNop() }
+// silenceEtcdClients must be called before the first client is made. Errors
+// reach the API server, and us, as such.
+func silenceEtcdClients() { etcd3ClientLogger = zap.NewNop() }

@@ -15,9 +15,13 @@ import (
 // Host is a lab host with a Knarr server in it.
 type Host struct {
 	*lab.Host
-	// Exe is the Knarr executable, inside and outside of the host.
+	// Exe is the Knarr executable as a path inside the host.
 	Exe string
 }
+
+// exeFolder is where a host sees the folder of the executable, in which a new
+// build may replace it: hosts don't see all of the machine's folders.
+const exeFolder = "/opt/knarr"
 
 // Kubeconfig is the administrator's kubeconfig, as a path on the machine.
 func (h *Host) Kubeconfig() string { return h.Path("/etc/knarr/kubeconfig.yaml") }
@@ -43,14 +47,11 @@ func NewHost(ctx context.Context, name, exe string, archives []string) (*lab.Lab
 	if err != nil {
 		return nil, nil, err
 	}
-	// The folder, in which a new build may replace the executable. Hosts have a
-	// /root and a /tmp of their own, in which a checkout may lie.
-	dir := filepath.Dir(exe)
-	h, err := l.AddHost(ctx, lab.HostConfig{Name: "node", Binds: []lab.Bind{{Source: dir, Target: dir, ReadOnly: true}}})
+	h, err := l.AddHost(ctx, lab.HostConfig{Name: "node", Binds: []lab.Bind{{Source: filepath.Dir(exe), Target: exeFolder, ReadOnly: true}}})
 	if err != nil {
 		return nil, nil, errors.Join(err, l.Close())
 	}
-	host := &Host{Host: h, Exe: exe}
+	host := &Host{Host: h, Exe: filepath.Join(exeFolder, filepath.Base(exe))}
 	for _, a := range archives {
 		if err := host.put(a); err != nil {
 			return nil, nil, errors.Join(err, l.Close())

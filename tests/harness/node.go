@@ -224,7 +224,7 @@ func (n *Node) awaitMessage(message string, times int, limit time.Duration) erro
 		case <-p.done:
 			return fmt.Errorf("the server ended before it sent %s: %v\n%s", message, p.err, n.tail())
 		case <-timeout.C:
-			return fmt.Errorf("the server has not sent %s within %s\n%s", message, limit, n.tail())
+			return fmt.Errorf("the server has not sent %s within %s\n%s%s", message, limit, n.unready(), n.tail())
 		}
 	}
 }
@@ -364,6 +364,15 @@ func (n *Node) Log(t testing.TB) string {
 		t.Fatal(err)
 	}
 	return string(text)
+}
+
+// unready tells which components are not ready, and why.
+func (n *Node) unready() string {
+	out, err := n.ExecErr(context.Background(), n.Exe, "status")
+	if err != nil {
+		return err.Error()
+	}
+	return out
 }
 
 func (n *Node) tail() string {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -67,7 +68,7 @@ spec: {containers: [{name: probe, image: "knarr.dev/test:1", args: [testbox, pro
 const podsOfWorkload = 5
 
 func TestPodsOutliveTheServer(t *testing.T) {
-	n := harness.Start(t, harness.Options{Exe: "/opt/knarr/knarr"})
+	n := harness.Start(t, harness.Options{Exe: "/opt/own/knarr"})
 	ns := n.Namespace(t)
 	n.Apply(t, ns, workload)
 	service := n.Kubectl(t, "get", "service", "web", "-n", ns, "-o", "jsonpath={.spec.clusterIP}")
@@ -129,7 +130,7 @@ func get(ctx context.Context, n *harness.Node, url string) (string, error) {
 func (w *outliving) whileAway(t *testing.T, goAndCome func()) {
 	t.Helper()
 	containers, tasks := w.containers(t), w.tasks(t)
-	before := len(w.probeLines(t, "gets"))
+	before := w.probes(t, "gets")
 	asked := w.keepAsking(t)
 	goAndCome()
 	count, err := asked()
@@ -145,7 +146,7 @@ func (w *outliving) whileAway(t *testing.T, goAndCome func()) {
 	if now := w.tasks(t); now != tasks {
 		t.Errorf("processes of containers before:\n%s\nand after:\n%s", tasks, now)
 	}
-	lines := w.probeLines(t, "gets")[before:]
+	lines := w.probeLines(t, "gets", before)
 	if bad := failed(lines); len(bad) > 0 {
 		t.Errorf("a pod asked the Service %d times, and failed: %s", len(lines), strings.Join(bad, "\n"))
 	}
@@ -204,18 +205,38 @@ func (w *outliving) keepAsking(t *testing.T) func() (int, error) {
 	}
 }
 
-// probeLines are the attempts that a probing pod has written down.
-func (w *outliving) probeLines(t *testing.T, pod string) []string {
+// probeLines are the attempts that a probing pod has begun since the number and
+// written down.
+func (w *outliving) probeLines(t *testing.T, pod string, since int) []string {
 	t.Helper()
 	var lines []string
 	// A kubelet that just started learns of its pods a moment after the API
 	// answers.
 	w.n.WaitFor(t, "what pod "+pod+" wrote", func(context.Context) (bool, error) {
-		text, err := w.n.KubectlErr("logs", "--timestamps", "-n", w.ns, pod)
-		lines = strings.Split(strings.TrimSpace(text), "\n")
-		return len(lines) > 1, err
+		text, err := w.n.KubectlErr("logs", "-n", w.ns, pod)
+		lines = slices.DeleteFunc(strings.Split(strings.TrimSpace(text), "\n"), func(l string) bool {
+			number, _, _ := strings.Cut(l, " ")
+			i, err := strconv.Atoi(number)
+			return err != nil || i < since
+		})
+		return len(lines) > 0, err
 	})
 	return lines
+}
+
+// probes is how many attempts a probing pod has begun, nearly.
+func (w *outliving) probes(t *testing.T, pod string) int {
+	t.Helper()
+	most := 0
+	for _, l := range w.probeLines(t, pod, 0) {
+		number, _, _ := strings.Cut(l, " ")
+		i, err := strconv.Atoi(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, i)
+	}
+	return most
 }
 
 func failed(lines []string) []string {
@@ -229,7 +250,7 @@ func longest(t *testing.T, lines []string) time.Duration {
 	for _, l := range lines {
 		var i int
 		var took string
-		if _, err := fmt.Sscan(l[31:], &i, &took); err != nil {
+		if _, err := fmt.Sscan(l, &i, &took); err != nil {
 			t.Fatalf("line %q of a probe: %v", l, err)
 		}
 		d, err := time.ParseDuration(took)
@@ -288,13 +309,13 @@ func (w *outliving) logFolder(pod *corev1.Pod) string {
 }
 
 func (w *outliving) killed(t *testing.T) {
-	before := len(w.probeLines(t, "lookups"))
+	before := w.probes(t, "lookups")
 	w.whileAway(t, func() {
 		w.n.Kill(t)
 		w.n.Resume(t)
 	})
 	// DNS was away, and nothing was there in which queries could wait.
-	lines := w.probeLines(t, "lookups")[before:]
+	lines := w.probeLines(t, "lookups", before)
 	if last := lines[len(lines)-1]; !strings.HasSuffix(last, " ok") {
 		t.Errorf("DNS was asked after the restart: %s", last)
 	}
@@ -320,7 +341,7 @@ func (w *outliving) restartedInPlace(t *testing.T) {
 	}
 	pid := w.n.Status(t).PID
 	started := w.n.Status(t).StartedAt
-	before := len(w.probeLines(t, "lookups"))
+	before := w.probes(t, "lookups")
 	w.whileAway(t, func() { w.n.Reload(t) })
 	s := w.n.Status(t)
 	if s.PID != pid || !s.StartedAt.After(started) {
@@ -329,7 +350,7 @@ func (w *outliving) restartedInPlace(t *testing.T) {
 	if exe := w.n.Exec(t, "readlink", fmt.Sprintf("/proc/%d/exe", s.PID)); strings.TrimSpace(exe) != w.n.Exe {
 		t.Errorf("after SIGHUP %s runs, want the new %s", exe, w.n.Exe)
 	}
-	lines := w.probeLines(t, "lookups")[before:]
+	lines := w.probeLines(t, "lookups", before)
 	if bad := failed(lines); len(bad) > 0 {
 		t.Errorf("of %d look-ups failed: %s", len(lines), strings.Join(bad, "\n"))
 	}
