@@ -3,6 +3,9 @@
 # it for builds with the tag "bundle".
 set -eu
 cd "$(dirname "$0")/.."
+# With the tag "bundle" nothing compiles before there is an archive to embed.
+GOFLAGS=$(printf %s "${GOFLAGS-}" | sed 's/,bundle\>//')
+export GOFLAGS
 
 archive=build/bundle/bundle.tar.zst
 go run ./cmd/knarr-bundle -o "$archive" "$@"
