@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"log/slog"
 	"math"
 	"os"
 	"runtime/debug"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +15,9 @@ import (
 // mostly idle, and memory is worth more than the time to collect it.
 const (
 	startHeapLimit = 512 << 20 // bytes, on a machine that has four times as much
-	idleGCPercent  = 60
+	idleGCPercent  = 40
+	// settleAfter readiness the first pods and controllers have run, too.
+	settleAfter = 30 * time.Second
 )
 
 // hurry lets the heap grow without collections while the cluster starts, up to
@@ -34,5 +38,13 @@ func hurry() (settle func()) {
 		debug.SetGCPercent(idleGCPercent)
 		debug.SetMemoryLimit(math.MaxInt64)
 		debug.FreeOSMemory()
+	}
+}
+
+// shrink gives back to the machine what only the start needed.
+func shrink(log *slog.Logger) {
+	debug.FreeOSMemory()
+	if err := dropText(); err != nil {
+		log.Debug("shrink", "err", err)
 	}
 }

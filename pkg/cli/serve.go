@@ -281,8 +281,7 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 	case <-ctx.Done():
 		return
 	}
-	// Also on a node whose control plane cannot start, memory is bounded: by the limit.
-	defer settle()
+	// On a node whose control plane cannot start, memory is bounded by the limit.
 	if s.cfg.Log.Timings {
 		s.timings(c)
 	}
@@ -291,6 +290,12 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 		s.log.Warn("tell systemd that the cluster is ready", "err", err)
 	}
 	notify("ready")
+	settle()
+	select {
+	case <-time.After(settleAfter):
+		shrink(s.log)
+	case <-ctx.Done():
+	}
 }
 
 // timings prints when each component was ready.

@@ -47,6 +47,7 @@ func TestNode(t *testing.T) {
 	t.Run("answers at NodePorts of localhost", func(t *testing.T) { waitHello(t, n, "http://127.0.0.1:30080") })
 	t.Run("brings flushed packet-filter rules back", func(t *testing.T) { flushedRules(t, n) })
 	t.Run("imports an archive when it appears, and pins it", func(t *testing.T) { droppedArchive(t, n) })
+	t.Run("lets a CSI driver register", func(t *testing.T) { csiDriverRegisters(t, n) })
 	t.Run("refuses a second Knarr on its data", func(t *testing.T) { second(t, n) })
 	t.Run("keeps what it acknowledged when it is killed", func(t *testing.T) { acknowledged(t, n) })
 }
