@@ -15,9 +15,9 @@ import (
 // mostly idle, and memory is worth more than the time to collect it.
 const (
 	startHeapLimit = 512 << 20 // bytes, on a machine that has four times as much
-	idleGCPercent  = 40
+	idleGCPercent  = 25
 	// settleAfter readiness the first pods and controllers have run, too.
-	settleAfter = 30 * time.Second
+	settleAfter = time.Minute
 )
 
 // hurry lets the heap grow without collections while the cluster starts, up to
