@@ -153,7 +153,8 @@ func (g *Group) tellRetry(m *member, err error, pause time.Duration) {
 func (g *Group) tellStopping(m *member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !closed(m.done) {
+	// One that failed for good may not have left its goroutine yet.
+	if !closed(m.done) && m.status.State != StateFailed {
 		g.enter(m, StateStopping, nil)
 	}
 }
