@@ -9,18 +9,21 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // notifySocket is where the server finds its supervisor, in the host.
 const notifySocket = "/run/harness-notify"
 
-// supervisor hears what a server tells systemd.
+// supervisor hears what a server tells systemd, and keeps what it wants kept.
 type supervisor struct {
 	conn *net.UnixConn
 
 	mu    sync.Mutex
 	lines []string
 	more  chan struct{} // closed at the next line
+	kept  []*os.File    // each named as the server did
 }
 
 func listenNotify(path string) (*supervisor, error) {
@@ -36,21 +39,58 @@ func listenNotify(path string) (*supervisor, error) {
 	return s, nil
 }
 
-// listen ends when the socket is closed. Descriptors that come with a message
-// are dropped, as by a unit without a store.
+// listen ends when the socket is closed.
 func (s *supervisor) listen() {
-	buf := make([]byte, 4096)
+	buf, rights := make([]byte, 4096), make([]byte, 4096)
 	for {
-		size, err := s.conn.Read(buf)
+		size, more, _, _, err := s.conn.ReadMsgUnix(buf, rights)
 		if err != nil {
 			return
 		}
+		lines := strings.Split(strings.TrimSpace(string(buf[:size])), "\n")
+		files := received(rights[:more], lines)
 		s.mu.Lock()
-		s.lines = append(s.lines, strings.Split(strings.TrimSpace(string(buf[:size])), "\n")...)
+		s.lines = append(s.lines, lines...)
+		s.kept = append(s.kept, files...)
 		close(s.more)
 		s.more = make(chan struct{})
 		s.mu.Unlock()
 	}
+}
+
+// received are the files that came with a message.
+func received(rights []byte, lines []string) []*os.File {
+	name := ""
+	for _, l := range lines {
+		if n, ok := strings.CutPrefix(l, "FDNAME="); ok {
+			name = n
+		}
+	}
+	messages, err := unix.ParseSocketControlMessage(rights)
+	if err != nil {
+		return nil
+	}
+	var files []*os.File
+	for _, m := range messages {
+		fds, err := unix.ParseUnixRights(&m)
+		if err != nil {
+			continue // something else than files
+		}
+		for _, fd := range fds {
+			unix.CloseOnExec(fd)
+			files = append(files, os.NewFile(uintptr(fd), name))
+		}
+	}
+	return files
+}
+
+// takeKept gives up what is kept. The caller closes it.
+func (s *supervisor) takeKept() []*os.File {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	files := s.kept
+	s.kept = nil
+	return files
 }
 
 // count tells how often a line came, and gives a channel that is closed by the
@@ -62,4 +102,9 @@ func (s *supervisor) count(line string) (int, <-chan struct{}) {
 	return len(others), s.more
 }
 
-func (s *supervisor) close() { s.conn.Close() }
+func (s *supervisor) close() {
+	s.conn.Close()
+	for _, f := range s.takeKept() {
+		f.Close()
+	}
+}

@@ -81,6 +81,7 @@ func TestPodsOutliveTheServer(t *testing.T) {
 	t.Run("when it is killed", w.killed)
 	t.Run("when another build replaces it", w.replaced)
 	t.Run("when it restarts in place, and DNS queries wait", w.restartedInPlace)
+	t.Run("when systemd restarts it, and DNS queries wait", w.restartedBySystemd)
 	t.Run("when the machine reboots, with no address leaked", w.rebooted)
 }
 
@@ -341,8 +342,7 @@ func (w *outliving) restartedInPlace(t *testing.T) {
 	}
 	pid := w.n.Status(t).PID
 	started := w.n.Status(t).StartedAt
-	before := w.probes(t, "lookups")
-	w.whileAway(t, func() { w.n.Reload(t) })
+	w.noLookUpFails(t, func() { w.n.Reload(t) })
 	s := w.n.Status(t)
 	if s.PID != pid || !s.StartedAt.After(started) {
 		t.Errorf("after SIGHUP process %d, started %s; before: %d, %s", s.PID, s.StartedAt, pid, started)
@@ -350,6 +350,17 @@ func (w *outliving) restartedInPlace(t *testing.T) {
 	if exe := w.n.Exec(t, "readlink", fmt.Sprintf("/proc/%d/exe", s.PID)); strings.TrimSpace(exe) != w.n.Exe {
 		t.Errorf("after SIGHUP %s runs, want the new %s", exe, w.n.Exe)
 	}
+}
+
+func (w *outliving) restartedBySystemd(t *testing.T) {
+	w.n.KeepSockets = true
+	w.noLookUpFails(t, func() { w.n.Restart(t) })
+	w.n.KeepSockets = false
+}
+
+func (w *outliving) noLookUpFails(t *testing.T, goAndCome func()) {
+	before := w.probes(t, "lookups")
+	w.whileAway(t, goAndCome)
 	lines := w.probeLines(t, "lookups", before)
 	if bad := failed(lines); len(bad) > 0 {
 		t.Errorf("of %d look-ups failed: %s", len(lines), strings.Join(bad, "\n"))

@@ -57,7 +57,8 @@ func readyMeansReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range events.Items {
-		if e.Type == corev1.EventTypeWarning {
+		// The taint of a node that was not ready may go a moment after that.
+		if e.Type == corev1.EventTypeWarning && e.Reason != "FailedScheduling" {
 			t.Errorf("the first pod: %s: %s", e.Reason, e.Message)
 		}
 	}
