@@ -3,31 +3,37 @@
 # missing. Needs root only then.
 set -eu
 
+# Building: the first line. Running a node, and testing one: the others.
 packages="
-	gcc libc6-dev libseccomp-dev pkg-config zstd
-	iproute2 nftables procps util-linux e2fsprogs curl git ca-certificates
-	shellcheck
+	gcc libc6-dev libseccomp-dev pkg-config zstd make git ca-certificates shellcheck
+	iproute2 nftables util-linux bsdutils mount e2fsprogs
 "
 
+if ! command -v apt-get >/dev/null; then
+	echo "deps.sh: Knarr is built on Debian, from whose packages it takes nft and busybox; there is no apt-get here" >&2
+	exit 1
+fi
 missing=""
 for p in $packages; do
 	state=$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null || true)
 	[ "$state" = installed ] || missing="$missing $p"
 done
-if [ -z "$missing" ]; then
-	# The bundle and the test images take files from packages they do not
-	# install, for which apt needs its lists.
-	apt-cache show busybox-static nftables >/dev/null 2>&1 && exit 0
+# The bundle and the test images take files from packages as they are fetched,
+# installed or not, for which apt needs its lists.
+if [ -z "$missing" ] && apt-get download --print-uris busybox-static nftables >/dev/null 2>&1; then
+	exit 0
 fi
 
 if [ "$(id -u)" -ne 0 ]; then
-	echo "deps.sh: run as root: to install are apt package lists,$missing" >&2
+	echo "deps.sh: run this as root once, to fetch apt's package lists and install:${missing:- nothing else}" >&2
 	exit 1
 fi
 export DEBIAN_FRONTEND=noninteractive
-apt-get update -qq
+# A machine that has just started may be installing updates of its own.
+apt="apt-get -qq -o DPkg::Lock::Timeout=300"
+$apt update
 if [ -n "$missing" ]; then
 	echo "installing:$missing" >&2
 	# shellcheck disable=SC2086 # one word for each package
-	apt-get install -y -qq --no-install-recommends $missing >/dev/null
+	$apt install -y --no-install-recommends $missing >/dev/null
 fi

@@ -27,6 +27,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/host"
+	"github.com/knarr-dev/knarr/pkg/idle"
 	"github.com/knarr-dev/knarr/pkg/logs"
 	"github.com/knarr-dev/knarr/pkg/node"
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
@@ -199,6 +200,9 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 	parts, err := s.parts()
 	if err != nil {
 		return false, err
+	}
+	if !s.cfg.Log.WorkqueueMetrics {
+		idle.Queues()
 	}
 	c, err := cluster.New(cluster.Config{Config: s.cfg, Parts: parts, Log: s.log})
 	if err != nil {

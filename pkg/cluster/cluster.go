@@ -63,7 +63,7 @@ func New(cfg Config) (*Cluster, error) {
 	specs := []component.Spec{
 		{Component: component.Func("pki", nil, c.ensurePKI), Class: component.Retried},
 		{Component: component.Func("kubeconfig", []string{"pki"}, c.writeKubeconfig), Class: component.Retried},
-		{Component: api, Class: component.Retried},
+		{Component: api, Class: component.Retried, StopsAfter: []string{api.Answering().Name()}, FinishStart: true},
 		{Component: api.Answering(), Class: component.Retried},
 		{Component: controlplane.NewControllerManager(cp), Class: component.Retried},
 		{Component: controlplane.NewScheduler(cp), Class: component.Retried},
@@ -79,6 +79,7 @@ func New(cfg Config) (*Cluster, error) {
 	if c.group, err = component.NewGroup(cfg.Log, specs...); err != nil {
 		return nil, fmt.Errorf("put the cluster together: %w", err)
 	}
+	c.env.SetGroup(c.group)
 	return c, nil
 }
 

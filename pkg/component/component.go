@@ -46,4 +46,11 @@ type Spec struct {
 	// Last keeps the component at work until all others have returned, but for
 	// those it needs: what it does for others is missed the moment it stops.
 	Last bool
+	// StopsAfter names components that rely on this one to their end although
+	// they don't wait for it to be ready.
+	StopsAfter []string
+	// FinishStart has a stop wait, for half of StopTimeout at most, until a start
+	// that has begun has made the component ready: some parts of upstream end
+	// the whole process when they are disturbed before.
+	FinishStart bool
 }

@@ -71,20 +71,32 @@ func (g *Group) link(m *member) error {
 			continue
 		}
 		m.needs = append(m.needs, n)
-		n.stopAfter = append(n.stopAfter, m)
+		m.relyOn(n)
+	}
+	for _, name := range m.StopsAfter {
+		if n := g.byName[name]; n != nil {
+			n.relyOn(m)
+		} else {
+			errs = append(errs, fmt.Errorf("component %s stops after %s, which is not in the group", m.status.Name, name))
+		}
 	}
 	return errors.Join(errs...)
 }
 
+func (m *member) relyOn(n *member) {
+	m.upon = append(m.upon, n)
+	n.stopAfter = append(n.stopAfter, m)
+}
+
 // orderLast has the components that stop last wait for all others but what they
-// need themselves, directly or not.
+// rely on themselves, directly or not.
 func (g *Group) orderLast() {
 	stays := make(map[*member]bool)
 	var keep func(m *member)
 	keep = func(m *member) {
 		if !stays[m] {
 			stays[m] = true
-			for _, n := range m.needs {
+			for _, n := range m.upon {
 				keep(n)
 			}
 		}
@@ -121,7 +133,7 @@ func findCircle(members []*member) []string {
 			return nil
 		}
 		path = append(path, m)
-		for _, n := range m.needs {
+		for _, n := range m.upon {
 			if circle := visit(n); circle != nil {
 				return circle
 			}

@@ -39,8 +39,9 @@ type Group struct {
 
 type member struct {
 	Spec
-	needs     []*member
-	stopAfter []*member // those that need it; for a last one, all others
+	needs     []*member // must be ready before it starts
+	upon      []*member // what it relies on to its end: needs, and what says so itself
+	stopAfter []*member // those that rely on it; for a last one, all others
 	cancel    context.CancelFunc
 	ready     chan struct{} // closed at first readiness
 	done      chan struct{} // closed when Run has returned and won't be called again
@@ -129,7 +130,7 @@ func (g *Group) supervise(ctx, stopping context.Context, m *member) error {
 	for {
 		readyFor, err := g.attempt(ctx, m)
 		if stopping.Err() != nil {
-			g.tellStopped(m, err)
+			g.tellStopped(m, err, readyFor > 0)
 			return nil
 		}
 		if err == nil {
@@ -214,10 +215,13 @@ func (g *Group) stop() error {
 			for _, n := range m.stopAfter {
 				<-n.released
 			}
-			g.tellStopping(m)
-			m.cancel()
 			timer := time.NewTimer(m.StopTimeout)
 			defer timer.Stop()
+			if m.FinishStart {
+				g.awaitStarted(m)
+			}
+			g.tellStopping(m)
+			m.cancel()
 			select {
 			case <-m.done:
 			case <-timer.C:
@@ -229,4 +233,21 @@ func (g *Group) stop() error {
 	}
 	wg.Wait()
 	return errors.Join(overdue...)
+}
+
+// awaitStarted returns once m is not starting, or half of its time is over.
+func (g *Group) awaitStarted(m *member) {
+	limit := time.NewTimer(m.StopTimeout / 2)
+	defer limit.Stop()
+	for {
+		state, changed := g.stateOf(m)
+		if state != StateStarting {
+			return
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			return
+		}
+	}
 }

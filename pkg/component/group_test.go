@@ -122,27 +122,6 @@ func TestComponentsStartOnceTheirNeedsAreReadyAndStopInReverse(t *testing.T) {
 	})
 }
 
-func TestLastComponentWorksUntilAllOthersHaveStopped(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		r := &record{}
-		last := Spec{Component: r.steady("last", 0, "ground"), Last: true}
-		g := newGroup(t, Spec{Component: r.steady("ground", 0)}, last, Spec{Component: r.steady("other", 0, "ground")}, Spec{Component: r.steady("lone", 0)})
-		stop := run(t, g)
-		<-g.AllReady()
-		if err := stop(); err != nil {
-			t.Fatal(err)
-		}
-		for _, name := range []string{"other", "lone"} {
-			if r.index(t, "stop "+name) > r.index(t, "stop last") {
-				t.Errorf("%s stopped after the last: %q", name, r.events)
-			}
-		}
-		if r.index(t, "stop last") > r.index(t, "stop ground") {
-			t.Errorf("what the last one needs stopped before it: %q", r.events)
-		}
-	})
-}
-
 func TestStatusNamesWhatAComponentWaitsFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r record
@@ -353,60 +332,6 @@ func TestFailedOptionalComponentDoesNotHoldUpReadiness(t *testing.T) {
 	})
 }
 
-func TestStopGoesOnPastAComponentThatDoesNotReturn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var r record
-		release := make(chan struct{})
-		stuck := Func("stuck", []string{"store"}, func(_ context.Context, ready chan<- struct{}) error {
-			close(ready)
-			<-release
-			return nil
-		})
-		g := newGroup(t,
-			Spec{Component: r.steady("store", 0)},
-			Spec{Component: stuck, StopTimeout: 3 * time.Second},
-		)
-		stop := run(t, g)
-		<-g.AllReady()
-		asked := time.Now()
-		err := stop()
-		if err == nil || !strings.Contains(err.Error(), "component stuck did not stop within 3s") {
-			t.Errorf("Run: %v", err)
-		}
-		if took := time.Since(asked); took != 3*time.Second {
-			t.Errorf("stop took %v", took)
-		}
-		r.index(t, "stop store")
-		close(release)
-	})
-}
-
-func TestComponentLeftInBackoffIsNotStartedDuringStop(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		calls := 0
-		g := newGroup(t,
-			Spec{Class: Retried, Component: Func("flaky", nil, func(context.Context, chan<- struct{}) error {
-				calls++
-				return errors.New("no")
-			})},
-			Spec{Component: Func("slow", nil, func(ctx context.Context, ready chan<- struct{}) error {
-				close(ready)
-				<-ctx.Done()
-				time.Sleep(5 * time.Second)
-				return nil
-			})},
-		)
-		stop := run(t, g)
-		synctest.Wait()
-		if err := stop(); err != nil || calls != 1 {
-			t.Errorf("Run: %v after %d calls", err, calls)
-		}
-		if s := statusOf(t, g, "flaky"); s.State != StateStopped || s.LastError != "no" {
-			t.Errorf("flaky: %+v", s)
-		}
-	})
-}
-
 func TestChangedTellsTheNextChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var r record
@@ -427,7 +352,13 @@ func TestChangedTellsTheNextChange(t *testing.T) {
 
 func TestGraphErrorsNameTheComponents(t *testing.T) {
 	part := func(name string, needs ...string) Spec { return Spec{Component: Func(name, needs, nil)} }
+	after := func(s Spec, others ...string) Spec {
+		s.StopsAfter = others
+		return s
+	}
 	for want, specs := range map[string][]Spec{
+		"component api stops after tls, which is not in the group": {after(part("api"), "tls")},
+		"components need each other in a circle: a → b → a":        {after(part("a", "b"), "b"), part("b")},
 		"two components are named dns":                             {part("dns"), part("dns")},
 		"component dns needs apiserver, which is not in the group": {part("dns", "apiserver")},
 		"components need each other in a circle: b → c → d → b":    {part("a", "b"), part("b", "c"), part("c", "d"), part("d", "b")},

@@ -159,14 +159,28 @@ func (g *Group) tellStopping(m *member) {
 	}
 }
 
-func (g *Group) tellStopped(m *member, err error) {
+// tellStopped warns of the error of a component that was at work. One that was
+// stopped in its start has done what it was asked to, however it says so.
+func (g *Group) tellStopped(m *member, err error, atWork bool) {
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
 	g.update(m, StateStopped, err)
-	if err != nil {
-		g.log.Warn("component stopped with an error", "component", m.status.Name, "err", err)
+	if err == nil {
+		return
 	}
+	say := g.log.Warn
+	if !atWork {
+		say = g.log.Debug
+	}
+	say("component stopped with an error", "component", m.status.Name, "err", err)
+}
+
+// stateOf also gives a channel that is closed at the next change of any status.
+func (g *Group) stateOf(m *member) (State, <-chan struct{}) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return m.status.State, g.changed
 }
 
 func closed(c <-chan struct{}) bool {

@@ -123,12 +123,14 @@ type Store struct {
 	Synchronous string
 }
 
-// Log is how much is said, and how.
+// Log is how much is said and counted, and how.
 type Log struct {
 	// Debug raises the level from info to debug.
 	Debug bool
 	// Timings prints when each component was ready.
 	Timings bool
+	// WorkqueueMetrics keeps metrics of every work queue.
+	WorkqueueMetrics bool
 	// Format is text (default) or json.
 	Format string
 }

@@ -76,6 +76,9 @@ func Options() []Option {
 		{Name: "timings", Group: groupGeneral,
 			Help:  "print when each component was ready",
 			field: func(c *Config) any { return &c.Log.Timings }},
+		{Name: "workqueue-metrics", Group: groupGeneral,
+			Help:  "serve workqueue_* metrics too, for about a percent of a core at all times",
+			field: func(c *Config) any { return &c.Log.WorkqueueMetrics }},
 
 		{Name: "node-name", Group: groupNode, Arg: "name", DefaultText: "the host name in lower case",
 			Help:  "name of this node",

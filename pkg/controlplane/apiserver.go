@@ -13,9 +13,7 @@ import (
 	"sync"
 	"time"
 
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	genericapiserver "k8s.io/apiserver/pkg/server"
-	"k8s.io/apiserver/pkg/server/egressselector"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -91,16 +89,8 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	defer store.Close()
 
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	go func() {
-		select {
-		case err := <-store.Err():
-			cancel(fmt.Errorf("datastore stopped: %w", err))
-		case <-ctx.Done():
-		}
-	}()
-
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	first := &firstAccept{Listener: lis, accepting: make(chan struct{})}
 	server, err := a.prepare(ctx, first, store)
 	if err != nil {
@@ -121,11 +111,7 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 			close(ready)
 		}
 	}()
-	err = server.run(ctx)
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
-		return cause
-	}
-	return err
+	return server.run(ctx)
 }
 
 // preparedServer is an API server that is built but does not run.
@@ -139,15 +125,12 @@ type preparedServer struct {
 }
 
 func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
-	silenceEtcdClients()
 	opts := options.NewServerRunOptions()
 	if err := parse(opts.Flags(), "--kube-apiserver-arg", a.flags(), a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
 		return nil, err
 	}
 	opts.SecureServing.Listener = lis
-	opts.Etcd.StorageConfig.Transport.EgressLookup = func(egressselector.NetworkContext) (utilnet.DialFunc, error) {
-		return store.Dial, nil
-	}
+	reach(&opts.Etcd.StorageConfig.Transport, store)
 	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
 		return nil, fmt.Errorf("set feature gates of apiserver: %w", err)
 	}

@@ -33,7 +33,17 @@ func systemNamespaces() []string {
 //
 // What is there already is read in a few lists and, where it falls short,
 // reconciled as upstream's own hooks do, so that a restart writes nothing.
+//
+// A stop in the middle is no failure: the API server ends the whole process when
+// one of its hooks fails.
 func bootstrap(ctx context.Context, cfg *rest.Config, p *pki.PKI) error {
+	if err := writeEssentials(ctx, cfg, p); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func writeEssentials(ctx context.Context, cfg *rest.Config, p *pki.PKI) error {
 	cfg = rest.CopyConfig(cfg)
 	cfg.QPS = -1
 	client, err := kubernetes.NewForConfig(cfg)

@@ -2,12 +2,13 @@ package controlplane
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery/cached/memory"
@@ -32,6 +33,7 @@ import (
 	"k8s.io/kubernetes/pkg/serviceaccount"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
@@ -111,9 +113,39 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 	cc.ObjectOrMetadataInformerFactory.Start(ctx.Done())
 	close(cc.InformersStarted)
 	close(ready)
-	// The jitter spreads many controllers over a start interval, which is zero by default.
-	if !app.RunControllers(ctx, cc, controllers, app.ControllerStartJitter, 3*time.Second) {
-		return errors.New("some controllers did not stop within 3 s")
+	return runControllers(ctx, controllers, c.ComponentConfig.Generic.ControllerStartInterval.Duration, controllersStopTime)
+}
+
+// controllersStopTime is how long controllers have to end. They take some
+// milliseconds, as long as the API server answers.
+const controllersStopTime = 3 * time.Second
+
+// runControllers runs all until ctx ends, their starts spread over about an
+// interval. Its error names those that did not end in time, which upstream's
+// counterpart only logs.
+func runControllers(ctx context.Context, controllers []app.Controller, interval, limit time.Duration) error {
+	ended := make(chan string, len(controllers))
+	running := map[string]bool{}
+	for _, c := range controllers {
+		running[c.Name()] = true
+		go func() {
+			defer func() { ended <- c.Name() }()
+			select {
+			case <-time.After(wait.Jitter(interval, app.ControllerStartJitter)):
+				c.Run(ctx)
+			case <-ctx.Done():
+			}
+		}()
+	}
+	<-ctx.Done()
+	late := time.After(limit)
+	for len(running) > 0 {
+		select {
+		case name := <-ended:
+			delete(running, name)
+		case <-late:
+			return fmt.Errorf("controllers that did not stop within %s: %s", limit, strings.Join(slices.Sorted(maps.Keys(running)), ", "))
+		}
 	}
 	return nil
 }
@@ -149,12 +181,6 @@ func (m *ControllerManager) flags() []string {
 // newControllerContext is app.CreateControllerContext without its wait for the
 // API server and without a name for the informers, which is unique in a process.
 func newControllerContext(ctx context.Context, c *kcmconfig.CompletedConfig, root, client clientbuilder.ControllerClientBuilder) (app.ControllerContext, error) {
-	trim := func(obj any) (any, error) {
-		if a, err := meta.Accessor(obj); err == nil && a.GetManagedFields() != nil {
-			a.SetManagedFields(nil)
-		}
-		return obj, nil
-	}
 	shared, err := root.Client("shared-informers")
 	if err != nil {
 		return app.ControllerContext{}, fmt.Errorf("create client of informers: %w", err)
@@ -171,8 +197,8 @@ func newControllerContext(ctx context.Context, c *kcmconfig.CompletedConfig, roo
 	if err != nil {
 		return app.ControllerContext{}, fmt.Errorf("create discovery client: %w", err)
 	}
-	objects := informers.NewSharedInformerFactoryWithOptions(shared, app.ResyncPeriod(c)(), informers.WithTransform(trim))
-	metadataOnly := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, app.ResyncPeriod(c)(), metadatainformer.WithTransform(trim))
+	objects := informers.NewSharedInformerFactoryWithOptions(shared, app.ResyncPeriod(c)(), informers.WithTransform(part.Trim))
+	metadataOnly := metadatainformer.NewSharedInformerFactoryWithOptions(metadataClient, app.ResyncPeriod(c)(), metadatainformer.WithTransform(part.Trim))
 	mapper := restmapper.NewDeferredDiscoveryRESTMapper(memory.NewMemCacheClient(discovery))
 	go wait.Until(mapper.Reset, 30*time.Second, ctx.Done())
 

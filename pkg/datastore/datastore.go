@@ -1,5 +1,5 @@
 // Package datastore keeps the cluster's objects: one SQLite file behind an etcd
-// API that is spoken in memory, with no socket.
+// client whose requests are function calls.
 package datastore
 
 import (
@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -18,9 +17,6 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers/generic"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/test/bufconn"
 )
 
 // etcdVersion is the etcd release whose API the store answers with.
@@ -46,18 +42,17 @@ type KeyValue struct {
 
 // Store is an open datastore.
 type Store struct {
-	lis     *bufconn.Listener
-	srv     *grpc.Server
+	ctx     context.Context // done when the store closes
+	cancel  context.CancelFunc
+	api     *bridge
 	backend server.Backend
 	db      *sql.DB
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	served  chan error
+	wg      sync.WaitGroup // of kine
 	once    sync.Once
 }
 
-// Open opens the file, creates it if it is missing, and serves it. It fails
-// when the file is not a SQLite database or cannot be read and written.
+// Open opens the file, and creates it if it is missing. It fails when the file is
+// not a SQLite database or cannot be read and written.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	synchronous, err := synchronous(cfg)
 	if err != nil {
@@ -70,7 +65,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, openError(cfg.Path, err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Store{cancel: cancel, served: make(chan error, 1)}
+	s := &Store{ctx: ctx, cancel: cancel}
 	var dialect *generic.Generic
 	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "sqlite3", driver(cfg.Path, synchronous))
 	if err == nil {
@@ -94,16 +89,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("protect datastore %s: %w", cfg.Path, err)
 	}
 
-	s.lis = bufconn.Listen(32 << 10)
-	s.srv = grpc.NewServer(
-		grpc.MaxRecvMsgSize(16<<20),
-		grpc.MaxSendMsgSize(1<<31-1),
-		// One small buffer each way for the apiserver's seventy connections.
-		grpc.ReadBufferSize(4<<10), grpc.WriteBufferSize(4<<10),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 5 * time.Second, PermitWithoutStream: true}),
-	)
-	newBridge(s.backend, s.db).register(s.srv)
-	go func() { s.served <- s.srv.Serve(s.lis) }()
+	s.api = newBridge(s.backend, s.db)
 	return s, nil
 }
 
@@ -139,21 +125,12 @@ func driver(path, synchronous string) *drivers.Config {
 	}
 }
 
-// Dial connects to the store; it fits the apiserver's egress dialer. The
-// address is ignored.
-func (s *Store) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	return s.lis.DialContext(ctx)
-}
-
-// Err tells why serving ended, should it end before Close.
-func (s *Store) Err() <-chan error { return s.served }
-
-// Close ends every stream, waits for writes under way and closes the file. It
+// Close ends every watch, waits for writes under way and closes the file. It
 // may be called twice.
 func (s *Store) Close() {
 	s.once.Do(func() {
-		s.srv.Stop()
 		s.cancel()
+		s.api.wait()
 		s.wg.Wait()
 		// Waits for queries under way, which kine's own close does not.
 		_ = s.db.Close()

@@ -3,16 +3,14 @@ package datastore
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 )
 
 func open(t *testing.T, path string, seed ...KeyValue) (*Store, *clientv3.Client) {
@@ -22,16 +20,7 @@ func open(t *testing.T, path string, seed ...KeyValue) (*Store, *clientv3.Client
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{"passthrough:///store"},
-		DialOptions: []grpc.DialOption{
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return s.Dial(ctx, "", "") }),
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := s.Client().Client
 	t.Cleanup(func() { c.Close() })
 	return s, c
 }
@@ -144,5 +133,49 @@ func TestWatchTellsEachChangeOnceAndInOrder(t *testing.T) {
 			}
 			seen++
 		}
+	}
+}
+
+func TestClosingTheStoreEndsWatchesAndRefusesNewOnes(t *testing.T) {
+	s, c := open(t, filepath.Join(t.TempDir(), "state.db"))
+	watch := c.Watch(t.Context(), "/a/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	if r := <-watch; !r.Created {
+		t.Fatalf("got %v", r)
+	}
+	s.Close()
+	for r := range watch {
+		if r.Err() == nil {
+			t.Errorf("the last word of a watch is %v", r)
+		}
+	}
+	// A new stream is refused for good, so that the channel is closed too.
+	for r := range s.Client().Watch(t.Context(), "/a/", clientv3.WithPrefix()) {
+		if r.Err() == nil {
+			t.Errorf("a closed store sent %v", r)
+		}
+	}
+	if _, err := c.Get(t.Context(), "/a/1"); err == nil {
+		t.Error("a closed store answered")
+	}
+}
+
+func TestWatchEndsWithItsClientAlone(t *testing.T) {
+	s, c := open(t, filepath.Join(t.TempDir(), "state.db"))
+	other := s.Client()
+	left := c.Watch(t.Context(), "/a/", clientv3.WithPrefix())
+	stays := other.Watch(t.Context(), "/a/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	if r := <-stays; !r.Created {
+		t.Fatalf("got %v", r)
+	}
+	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	for range left {
+	}
+	if _, err := other.Txn(t.Context()).If(clientv3.Compare(clientv3.ModRevision("/a/1"), "=", 0)).Then(clientv3.OpPut("/a/1", "x")).Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if r := <-stays; len(r.Events) != 1 {
+		t.Fatalf("got %v", r)
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc"
 )
 
 const (
@@ -37,6 +36,10 @@ type bridge struct {
 	backend server.Backend
 	db      *sql.DB
 	ids     atomic.Int64
+
+	mu      sync.Mutex
+	closing bool
+	streams sync.WaitGroup
 }
 
 var _ etcdserverpb.WatchServer = (*bridge)(nil)
@@ -54,13 +57,23 @@ func (b *bridge) revision(ctx context.Context) (int64, error) {
 	return rev, nil
 }
 
-// register adds the services to s, as KVServerBridge.Register does.
-func (b *bridge) register(s *grpc.Server) {
-	etcdserverpb.RegisterKVServer(s, b.KVServerBridge)
-	etcdserverpb.RegisterLeaseServer(s, b.KVServerBridge)
-	etcdserverpb.RegisterClusterServer(s, b.KVServerBridge)
-	etcdserverpb.RegisterMaintenanceServer(s, b.KVServerBridge)
-	etcdserverpb.RegisterWatchServer(s, b)
+// serve runs a stream, unless the store is closing.
+func (b *bridge) serve(stream func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closing {
+		return false
+	}
+	b.streams.Go(stream)
+	return true
+}
+
+// wait returns when every stream has ended; no other starts.
+func (b *bridge) wait() {
+	b.mu.Lock()
+	b.closing = true
+	b.mu.Unlock()
+	b.streams.Wait()
 }
 
 // Watch serves one client's stream of watches.

@@ -41,10 +41,19 @@ func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 		Log:         env.Log,
 	}, cni)
 	prepare := func(ctx context.Context, ready chan<- struct{}) error {
-		if _, err := subnet.Prepare(); err != nil {
+		known, err := subnet.Prepare()
+		if err != nil {
 			return err
 		}
-		return nothing(ctx, ready)
+		close(ready)
+		// Static pods run although the API server may never.
+		if !known.IsValid() && env.WaitFailed(ctx, "apiserver") == nil {
+			if err := subnet.Assume(); err != nil {
+				return err
+			}
+		}
+		<-ctx.Done()
+		return nil
 	}
 	rules := network.NewRules(network.RulesConfig{ClusterCIDR: c.Network.ClusterCIDR, Log: env.Log})
 	flannel := network.NewFlannel(network.FlannelConfig{

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -88,13 +89,16 @@ func label(ctx context.Context, client kubernetes.Interface, n *corev1.Node) err
 	return nil
 }
 
-// isReady tells whether the kubelet has called the node ready since then. Its
-// clock has whole seconds.
+// isReady tells whether pods can start on the node: the kubelet has called it
+// ready since then, by a clock of whole seconds, and the taints that keep pods
+// away from a node that is not are gone. Those go a moment later.
 func isReady(n *corev1.Node, since time.Time) bool {
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeReady {
-			return c.Status == corev1.ConditionTrue && !c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second))
-		}
+	if slices.ContainsFunc(n.Spec.Taints, func(t corev1.Taint) bool {
+		return t.Key == corev1.TaintNodeNotReady || t.Key == corev1.TaintNodeUnreachable
+	}) {
+		return false
 	}
-	return false
+	return slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue && !c.LastHeartbeatTime.Time.Before(since.Truncate(time.Second))
+	})
 }

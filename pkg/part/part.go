@@ -3,7 +3,9 @@
 package part
 
 import (
+	"context"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -30,7 +32,29 @@ type Env struct {
 	// Host is the URL at which clients in this process reach the API server.
 	Host string
 
-	pki atomic.Pointer[pki.PKI]
+	pki   atomic.Pointer[pki.PKI]
+	group atomic.Pointer[component.Group]
+}
+
+// SetGroup is called before anything starts.
+func (e *Env) SetGroup(g *component.Group) { e.group.Store(g) }
+
+// WaitFailed waits until a component's attempt to run has failed once. It
+// returns an error when ctx ends first, as it does for a component that there
+// is none of.
+func (e *Env) WaitFailed(ctx context.Context, name string) error {
+	g := e.group.Load()
+	for {
+		changed := g.Changed()
+		if slices.ContainsFunc(g.Status(), func(s component.Status) bool { return s.Name == name && s.LastError != "" }) {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // SetPKI is called by the component pki, before it is ready.

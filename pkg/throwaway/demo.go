@@ -22,9 +22,6 @@ import (
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/clientcmd"
 	watchtools "k8s.io/client-go/tools/watch"
-
-	"github.com/knarr-dev/knarr/pkg/status"
-	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 )
 
 // DemoOptions say what Demo shows.
@@ -63,15 +60,12 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 		}
 	}()
 	d := &demo{o: o, host: h}
-	cmd := h.Server(context.WithoutCancel(ctx))
-	cmd.Stdout, cmd.Stderr = log, log
 	d.say("starting Knarr in a lab host: own network, processes, mounts, cgroups")
-	if err := cmd.Start(); err != nil {
+	if d.server, err = h.Start(ServerOptions{Output: log}); err != nil {
 		return fmt.Errorf("start server: %w", err)
 	}
+	defer d.server.Close()
 	d.start = time.Now()
-	stopped := make(chan error, 1)
-	go func() { stopped <- cmd.Wait() }()
 
 	work, cancel := context.WithTimeout(ctx, demoDeadline)
 	defer cancel()
@@ -79,16 +73,16 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 	go func() { worked <- d.run(work) }()
 	select {
 	case err = <-worked:
-	case err = <-stopped:
-		return fmt.Errorf("server ended (its log is %s): %w", logPath, err)
+	case <-d.server.Done():
+		return fmt.Errorf("server ended (its log is %s): %w", logPath, d.server.ended())
 	}
 	if err == nil && !o.Once {
 		d.say("use it from another terminal, until you press Ctrl-C here:")
 		fmt.Fprintf(o.Out, "\n    %s\n\n", h.Shell("kubectl get pods -o wide"))
 		select {
 		case <-ctx.Done():
-		case err := <-stopped:
-			return fmt.Errorf("server ended (its log is %s): %w", logPath, err)
+		case <-d.server.Done():
+			return fmt.Errorf("server ended (its log is %s): %w", logPath, d.server.ended())
 		}
 	}
 	if ctx.Err() != nil {
@@ -97,24 +91,26 @@ func Demo(ctx context.Context, o DemoOptions) (err error) {
 	if err != nil {
 		err = fmt.Errorf("%w (the server's log is %s)", err, logPath)
 	}
-	return errors.Join(err, stop(cmd, stopped))
+	return errors.Join(err, stop(d.server))
 }
 
 // stop ends the server as systemd would.
-func stop(cmd *lab.Cmd, stopped <-chan error) error {
-	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stop server: %w", err)
+func stop(s *Server) error {
+	err := s.Signal(syscall.SIGTERM)
+	if errors.Is(err, os.ErrProcessDone) {
+		err = nil
 	}
-	if err := <-stopped; err != nil {
+	if err := errors.Join(err, s.Wait()); err != nil {
 		return fmt.Errorf("stop server: %w", err)
 	}
 	return nil
 }
 
 type demo struct {
-	o     DemoOptions
-	host  *Host
-	start time.Time
+	o      DemoOptions
+	host   *Host
+	server *Server
+	start  time.Time
 }
 
 func (d *demo) say(format string, args ...any) {
@@ -126,7 +122,7 @@ func (d *demo) say(format string, args ...any) {
 }
 
 func (d *demo) run(ctx context.Context) error {
-	if err := d.ready(ctx); err != nil {
+	if err := d.server.Await(ctx, "READY=1", 1); err != nil {
 		return err
 	}
 	d.say("ready: node, network and DNS; no image was pulled")
@@ -166,23 +162,6 @@ func (d *demo) run(ctx context.Context) error {
 	}
 	d.say("the client asked http://hello and was answered by %s", text)
 	return nil
-}
-
-// ready asks the server's own status, which answers before the API does.
-func (d *demo) ready(ctx context.Context) error {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		r, err := status.Fetch(ctx, d.host.Path("/run/knarr/status.sock"))
-		if err == nil && r.Ready {
-			return nil
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("the server did not become ready: %w", errors.Join(ctx.Err(), err))
-		}
-	}
 }
 
 func (d *demo) client() (kubernetes.Interface, error) {

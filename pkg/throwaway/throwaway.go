@@ -26,11 +26,6 @@ const exeFolder = "/opt/knarr"
 // Kubeconfig is the administrator's kubeconfig, as a path on the machine.
 func (h *Host) Kubeconfig() string { return h.Path("/etc/knarr/kubeconfig.yaml") }
 
-// Server returns a command that runs `knarr server` in the host.
-func (h *Host) Server(ctx context.Context, args ...string) *lab.Cmd {
-	return h.Command(ctx, h.Exe, append([]string{"server"}, args...)...)
-}
-
 // Shell is what to type in another terminal to be in the host.
 func (h *Host) Shell(command string) string {
 	return fmt.Sprintf("nsenter --target %d --all --wd=/ %s %s", h.PID(), h.Exe, command)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"time"
 )
 
@@ -62,14 +61,7 @@ func (n *node) idle(ctx context.Context, s *system, from, to time.Duration) erro
 
 // restUntil waits until some time after the start, if the subject lasts.
 func (n *node) restUntil(ctx context.Context, since time.Duration) error {
-	select {
-	case <-time.After(time.Until(n.started.Add(since))):
-		return nil
-	case <-n.ended:
-		return fmt.Errorf("%s ended while idle: %w (log: %s)", n.subject.name(), n.err, n.log.Name())
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return n.rest(ctx, time.Until(n.started.Add(since)))
 }
 
 func mebibytes(n int64) float64 { return float64(n) / (1 << 20) }

@@ -57,6 +57,8 @@ func (k *knarr) supervised() bool { return false }
 
 func (k *knarr) kubeconfig() string { return "/etc/knarr/kubeconfig.yaml" }
 
+func (k *knarr) lastWords(log []string) []string { return last(log) }
+
 // forget makes a host what it was before Knarr first ran there, but for the
 // unpacked bundle, and boots it anew.
 func (k *knarr) forget(ctx context.Context, h *lab.Host) error {

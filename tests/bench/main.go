@@ -1,7 +1,7 @@
 // Command bench measures Knarr, and upstream Kubernetes as separate processes
 // (the peer) beside it, in hosts of a lab, in turn:
 //
-//	go run ./tests/bench                     # all figures, 5 runs: 45 minutes
+//	go run ./tests/bench                     # all figures, 5 runs: 40 minutes
 //	go run ./tests/bench --only start,warm   # some of them
 //	go run ./tests/bench --compare old.json new.json
 //
@@ -51,7 +51,9 @@ type options struct {
 }
 
 // kinds are what --only knows.
-func kinds() []string { return []string{"start", "packed", "warm", "load", "normal", "idle", "size"} }
+func kinds() []string {
+	return []string{"start", "packed", "warm", "load", "normal", "restart", "idle", "size"}
+}
 
 func main() {
 	if lab.MaybeInit() {

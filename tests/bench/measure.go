@@ -2,12 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -15,6 +15,7 @@ import (
 type bench struct {
 	options
 	results *results
+	began   time.Time
 	knarr   *knarr
 	peer    *peer
 }
@@ -24,9 +25,10 @@ const calmTime = 5 * time.Second
 
 // measure takes all samples that the options ask for. Systems take turns, so
 // that a machine that gets slower meanwhile is unjust to none. What was
-// measured before an error is in the results.
+// measured before an error is in the results, and what fails once takes nothing
+// else with it. The results are written whenever there are more.
 func measure(ctx context.Context, o options) (*results, error) {
-	b := &bench{options: o, results: newResults(time.Now())}
+	b := &bench{options: o, results: newResults(time.Now()), began: time.Now()}
 	if err := b.prepare(ctx); err != nil {
 		return b.results, err
 	}
@@ -43,20 +45,45 @@ func measure(ctx context.Context, o options) (*results, error) {
 			return b.results, err
 		}
 		b.results.of(s.name()).Version = version
-		if o.wants("size") {
-			if err := b.size(ctx, s); err != nil {
-				return b.results, err
-			}
-		}
 	}
+	var errs []error
 	for i := range max(o.runs, o.idleRuns) {
 		for _, s := range subjects {
-			if err := b.round(ctx, s, i); err != nil {
-				return b.results, fmt.Errorf("run %d: %w", i+1, err)
-			}
+			errs = append(errs, b.round(ctx, s, i))
 		}
 	}
-	return b.results, nil
+	if o.wants("size") {
+		for _, s := range subjects {
+			errs = append(errs, b.group(ctx, "size of "+s.name(), func() error { return b.size(ctx, s) }))
+		}
+	}
+	return b.results, errors.Join(append(errs, ctx.Err())...)
+}
+
+// group measures some figures of one run, tells how long that took and writes
+// what there is by then.
+func (b *bench) group(ctx context.Context, what string, fn func() error) error {
+	if ctx.Err() != nil {
+		return nil // who interrupts hears of it once
+	}
+	b.say("[%s] %s", clock(time.Since(b.began)), what)
+	begin := time.Now()
+	err := fn()
+	if err != nil {
+		err = fmt.Errorf("%s: %w", what, err)
+		b.say("  FAILED: %v", err)
+		// Without the log, which is with the error.
+		first, _, _ := strings.Cut(err.Error(), " (log: ")
+		b.results.Remarks = append(b.results.Remarks, strings.Join(strings.Fields(first), " "))
+	}
+	b.say("  took %.0f s", time.Since(begin).Seconds())
+	return errors.Join(err, b.results.write(b.out))
+}
+
+// clock is a time in minutes and seconds.
+func clock(d time.Duration) string {
+	s := int(d.Seconds())
+	return fmt.Sprintf("%02d:%02d", s/60, s%60)
 }
 
 func (b *bench) prepare(ctx context.Context) error {
@@ -83,28 +110,37 @@ func (b *bench) prepare(ctx context.Context) error {
 
 // round measures a subject once.
 func (b *bench) round(ctx context.Context, s subject, i int) error {
+	var errs []error
+	session := func(s subject, kind string, fn func(context.Context, *node) error) error {
+		what := fmt.Sprintf("run %d of %d: %s, %s", i+1, max(b.runs, b.idleRuns), s.name(), kind)
+		err := b.group(ctx, what, func() error { return b.session(ctx, s, kind, i, fn) })
+		errs = append(errs, err)
+		return err
+	}
 	if i < b.runs && slices.ContainsFunc([]string{"start", "packed", "warm", "load"}, b.wants) {
-		if err := b.session(ctx, s, "start", i, b.starts); err != nil {
-			return err
+		if err := session(s, "start", b.starts); errors.Is(err, errUnloaded) {
+			_ = session(s, "load", b.loads("load")) // kept in errs
 		}
 	}
-	if k, ok := s.(*knarr); ok && i < b.runs && b.wants("normal") {
-		relaxed := *k
-		relaxed.args = append(slices.Clone(k.args), "--datastore-synchronous=normal")
-		if err := b.session(ctx, &relaxed, "normal", i, b.relaxed); err != nil {
-			return err
+	if k, ok := s.(*knarr); ok && i < b.runs {
+		if b.wants("normal") {
+			relaxed := *k
+			relaxed.args = append(slices.Clone(k.args), "--datastore-synchronous=normal")
+			_ = session(&relaxed, "normal", b.loads("normal"))
+		}
+		if b.wants("restart") {
+			_ = session(s, "restart", b.restarts)
 		}
 	}
 	if i < b.idleRuns && b.wants("idle") {
-		return b.session(ctx, s, "idle", i, b.idle)
+		_ = session(s, "idle", b.idle)
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // session makes a node for fn and closes it afterwards. Its log stays when
 // something failed.
 func (b *bench) session(ctx context.Context, s subject, kind string, i int, fn func(context.Context, *node) error) (err error) {
-	b.say("run %d: %s, %s", i+1, s.name(), kind)
 	dir := filepath.Join(b.work, fmt.Sprintf("disk-%s-%s", s.name(), kind))
 	var d *disk
 	if kind == "idle" {
@@ -162,24 +198,32 @@ func (b *bench) starts(ctx context.Context, n *node) error {
 		m.add(s, "start")
 	}
 	b.say("  start: %s", m)
+	if err := n.rest(ctx, calmTime); err != nil {
+		return errors.Join(err, b.unloaded())
+	}
 	if b.wants("warm") {
 		if err := b.restart(ctx, n, s); err != nil {
-			return err
+			return errors.Join(err, b.unloaded())
 		}
 	}
 	if !b.wants("load") {
 		return nil
 	}
-	if err := pause(ctx, calmTime); err != nil {
-		return err
-	}
 	return n.load(ctx, s, "load")
 }
 
-func (b *bench) restart(ctx context.Context, n *node, s *system) error {
-	if err := pause(ctx, calmTime); err != nil {
-		return err
+// errUnloaded tells that a node ended before its load was measured.
+var errUnloaded = errors.New("load is measured on another node")
+
+func (b *bench) unloaded() error {
+	if b.wants("load") {
+		return errUnloaded
 	}
+	return nil
+}
+
+// restart leaves the node calm, for a load.
+func (b *bench) restart(ctx context.Context, n *node, s *system) error {
 	before, err := n.podState(ctx)
 	if err != nil {
 		return err
@@ -191,7 +235,7 @@ func (b *bench) restart(ctx context.Context, n *node, s *system) error {
 	s.add("warm.api", api.Seconds())
 	b.say("  warm: API %.3f s", api.Seconds())
 	// The kubelet needs a moment to find a pod gone, and to tell.
-	if err := pause(ctx, calmTime); err != nil {
+	if err := n.rest(ctx, calmTime); err != nil {
 		return err
 	}
 	after, err := n.podState(ctx)
@@ -204,14 +248,17 @@ func (b *bench) restart(ctx context.Context, n *node, s *system) error {
 	return nil
 }
 
-func (b *bench) relaxed(ctx context.Context, n *node) error {
-	if _, err := n.timeStart(ctx); err != nil {
-		return err
+// loads measures a load alone.
+func (b *bench) loads(kind string) func(context.Context, *node) error {
+	return func(ctx context.Context, n *node) error {
+		if _, err := n.timeStart(ctx); err != nil {
+			return err
+		}
+		if err := n.rest(ctx, calmTime); err != nil {
+			return err
+		}
+		return n.load(ctx, b.results.of(n.subject.name()), kind)
 	}
-	if err := pause(ctx, calmTime); err != nil {
-		return err
-	}
-	return n.load(ctx, b.results.of(n.subject.name()), "normal")
 }
 
 func (b *bench) idle(ctx context.Context, n *node) error {
@@ -221,59 +268,8 @@ func (b *bench) idle(ctx context.Context, n *node) error {
 	return n.idle(ctx, b.results.of(n.subject.name()), idleFrom, idleTo)
 }
 
-func (b *bench) size(ctx context.Context, s subject) error {
-	files, err := s.executables()
-	if err != nil {
-		return err
-	}
-	var size, packed int64
-	for _, f := range files {
-		info, err := os.Stat(f)
-		if err != nil {
-			return err
-		}
-		size += info.Size()
-		n, err := zstdSize(ctx, f)
-		if err != nil {
-			return err
-		}
-		packed += n
-	}
-	b.results.of(s.name()).add("size.file", mebibytes(size))
-	b.results.of(s.name()).add("size.zstd", mebibytes(packed))
-	return nil
-}
-
-func zstdSize(ctx context.Context, file string) (int64, error) {
-	c := exec.CommandContext(ctx, "zstd", "-19", "-T0", "-q", "-c", file)
-	out, err := c.StdoutPipe()
-	if err != nil {
-		return 0, err
-	}
-	if err := c.Start(); err != nil {
-		return 0, fmt.Errorf("compress %s: %w", file, err)
-	}
-	n, err := io.Copy(io.Discard, out)
-	if werr := c.Wait(); err == nil {
-		err = werr
-	}
-	if err != nil {
-		return 0, fmt.Errorf("compress %s: %w", file, err)
-	}
-	return n, nil
-}
-
 // say tells on standard error how far things are; the figures go to standard
 // output.
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(os.Stderr, format+"\n", args...)
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

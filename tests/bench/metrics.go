@@ -37,6 +37,14 @@ func tables() []table {
 		{"Restart, a pod running", []metric{
 			{key: "warm.api", title: "exec → API ready", unit: "s", limit: 1.0},
 		}},
+		{"Planned restart (SIGHUP), a pod looking up names", []metric{
+			{key: "restart.lookup", title: "longest look-up", unit: "s", limit: 1.0},
+			{key: "restart.failed", title: "look-ups that failed", unit: "look-ups"},
+		}},
+		{"Ten seconds of absence, a pod logging 1 MB/s", []metric{
+			{key: "absence.blocked", title: "longest write of the pod", unit: "s"},
+			{key: "absence.lost", title: "lines lost", unit: "lines"},
+		}},
 		{"Idle, one pod, 120 s to 180 s after start", []metric{
 			{key: "idle.pss", title: "memory of all processes, PSS", unit: "MiB", limit: 340, factor: 2},
 			{key: "idle.rss", title: "memory of all processes, RSS", unit: "MiB"},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,6 +37,8 @@ type subject interface {
 	supervised() bool
 	// kubeconfig is the administrator's file in the host.
 	kubeconfig() string
+	// lastWords are the lines of a log that tell best why it ended.
+	lastWords(log []string) []string
 }
 
 // A node is a host that runs, or ran, a subject.
@@ -48,14 +51,19 @@ type node struct {
 
 	cmd     *lab.Cmd
 	started time.Time
+	logFrom int64         // where in log this start's lines begin
 	ended   chan struct{} // closed when cmd has ended
 	err     error         // why; valid then
 }
 
 const (
 	// phaseTime is how long any one thing that is waited for may take.
-	phaseTime = 2 * time.Minute
+	phaseTime = time.Minute
 	stopTime  = 40 * time.Second
+	// lastLines is how much of a log an error shows, and lastLine how much of
+	// each line, in bytes.
+	lastLines = 8
+	lastLine  = 400
 )
 
 // newNode makes a host on the disk, prepared but with nothing running.
@@ -99,7 +107,10 @@ func readAll(name string) error {
 }
 
 // start executes the subject and sets the clock to zero.
-func (n *node) start(ctx context.Context) error {
+func (n *node) start(ctx context.Context) (err error) {
+	if n.logFrom, err = n.log.Seek(0, io.SeekEnd); err != nil {
+		return err
+	}
 	n.cmd = n.subject.command(ctx, n.host)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
@@ -118,12 +129,12 @@ func (n *node) start(ctx context.Context) error {
 // stop ends the subject as its supervisor would. Pods go on.
 func (n *node) stop() error {
 	if err := n.cmd.Process.Signal(unix.SIGTERM); err != nil {
-		return fmt.Errorf("stop %s: %w", n.subject.name(), err)
+		return n.withLog(fmt.Errorf("stop %s: %w", n.subject.name(), err))
 	}
 	select {
 	case <-n.ended:
 	case <-time.After(stopTime):
-		return fmt.Errorf("stop %s: it still runs %s after SIGTERM", n.subject.name(), stopTime)
+		return n.withLog(fmt.Errorf("stop %s: it still runs %s after SIGTERM", n.subject.name(), stopTime))
 	}
 	if exit := (*exec.ExitError)(nil); n.err != nil && !errors.As(n.err, &exit) {
 		return fmt.Errorf("stop %s: %w", n.subject.name(), n.err)
@@ -140,10 +151,11 @@ func (n *node) while(ctx context.Context, what string, fn func(context.Context) 
 	defer end(nil)
 	done := make(chan struct{})
 	defer close(done)
+	ended := n.ended
 	go func() {
 		select {
-		case <-n.ended:
-			end(fmt.Errorf("%s ended: %w", n.subject.name(), errors.Join(n.err, errors.New("see its log"))))
+		case <-ended:
+			end(errEnded)
 		case <-done:
 		}
 	}()
@@ -151,10 +163,54 @@ func (n *node) while(ctx context.Context, what string, fn func(context.Context) 
 	if err == nil {
 		return nil
 	}
-	if cause := context.Cause(ctx); cause != nil {
+	what += " of " + n.subject.name()
+	switch cause := context.Cause(ctx); {
+	case errors.Is(cause, errEnded):
+		// What fn met is only what came of it.
+		return n.withLog(fmt.Errorf("%s: %w", what, n.end()))
+	case cause != nil:
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
-	return fmt.Errorf("%s of %s: %w (log: %s)", what, n.subject.name(), err, n.log.Name())
+	return n.withLog(fmt.Errorf("%s: %w", what, err))
+}
+
+var errEnded = errors.New("it ended by itself")
+
+// end tells how the subject ended, which it has.
+func (n *node) end() error {
+	if n.err == nil {
+		return fmt.Errorf("%w: exit status 0", errEnded)
+	}
+	return fmt.Errorf("%w: %w", errEnded, n.err)
+}
+
+// withLog adds the subject's last words to an error.
+func (n *node) withLog(err error) error {
+	text, rerr := os.ReadFile(n.log.Name())
+	if rerr != nil {
+		return errors.Join(err, rerr)
+	}
+	lines := strings.Split(strings.TrimSpace(string(text[min(n.logFrom, int64(len(text))):])), "\n")
+	lines = n.subject.lastWords(lines)
+	for i, l := range lines {
+		lines[i] = "\n    " + l[:min(len(l), lastLine)]
+	}
+	return fmt.Errorf("%w (log: %s)%s", err, n.log.Name(), strings.Join(lines, ""))
+}
+
+// last are the last lines of a log.
+func last(log []string) []string { return log[max(0, len(log)-lastLines):] }
+
+// rest leaves the subject alone for a while, if it lasts.
+func (n *node) rest(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-n.ended:
+		return n.withLog(fmt.Errorf("rest of %s: %w", n.subject.name(), n.end()))
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // config is how the administrator reaches the API from this program.

@@ -24,6 +24,7 @@ func (s *script) binds() []lab.Bind                        { return nil }
 func (s *script) prepare(context.Context, *lab.Host) error { return nil }
 func (s *script) supervised() bool                         { return false }
 func (s *script) kubeconfig() string                       { return "/etc/kubeconfig" }
+func (s *script) lastWords(log []string) []string          { return last(log) }
 func (s *script) command(ctx context.Context, h *lab.Host) *lab.Cmd {
 	return h.Command(ctx, "/bin/sh", "-c", s.text)
 }
@@ -56,7 +57,8 @@ func TestASubjectThatEndsWhileWaitedForIsNamedWithItsLog(t *testing.T) {
 		<-ctx.Done()
 		return ctx.Err()
 	})
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), n.log.Name()) {
+	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.Contains(err.Error(), n.log.Name()) ||
+		!strings.HasSuffix(err.Error(), "\n    oh dear") {
 		t.Errorf("error is %v", err)
 	}
 	if text, err := os.ReadFile(n.log.Name()); err != nil || string(text) != "oh dear\n" {

@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/knarr-dev/knarr/pkg/pki"
@@ -39,6 +42,39 @@ func (p *peer) binds() []lab.Bind {
 func (p *peer) supervised() bool { return true }
 
 func (p *peer) kubeconfig() string { return peerConf + "/admin.conf" }
+
+// lastWords are start.sh's, which name the process, and that process's own
+// where its lines can be told from those of the others.
+func (p *peer) lastWords(log []string) []string {
+	for i, l := range slices.Backward(log) {
+		var name string
+		var pid int
+		if _, err := fmt.Sscanf(l, "peer: %s (process %d) ended by itself", &name, &pid); err != nil {
+			continue
+		}
+		before := log[:i]
+		own := slices.DeleteFunc(slices.Clone(before), func(l string) bool { return klogProcess(l) != pid })
+		if len(own) == 0 {
+			own = before // etcd's or containerd's, which lack the number
+		}
+		return append([]string{l}, last(own)...)
+	}
+	return last(log)
+}
+
+// klogProcess is the process that wrote a line of Kubernetes' log format: 0 for
+// other lines.
+func klogProcess(line string) int {
+	f := strings.Fields(line)
+	if len(f) < 3 {
+		return 0
+	}
+	pid, err := strconv.Atoi(f[2])
+	if err != nil {
+		return 0
+	}
+	return pid
+}
 
 func (p *peer) command(ctx context.Context, h *lab.Host) *lab.Cmd {
 	c := h.Command(ctx, "/bin/bash", peerConf+"/start.sh")

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"sigs.k8s.io/yaml"
@@ -16,6 +17,27 @@ func TestMain(m *testing.M) {
 		return
 	}
 	m.Run()
+}
+
+func TestThePeersLastWordsAreThoseOfTheProcessThatEnded(t *testing.T) {
+	log := []string{
+		"I1121 10:21:21.1     253 server.go:1] fine",
+		`E1121 10:21:21.2     254 run.go:72] "command failed"`,
+		"I1121 10:21:21.3     253 server.go:1] still fine",
+		"time=now level=info msg=fine",
+		"peer: kubelet (process 254) ended by itself: exit status 1",
+		"I1121 10:21:21.4     253 server.go:1] fine to the end",
+	}
+	if got := (*peer)(nil).lastWords(log); !slices.Equal(got, []string{log[4], log[1]}) {
+		t.Errorf("last words are %q", got)
+	}
+	log[4] = "peer: etcd (process 9) ended by itself: exit status 1"
+	if got := (*peer)(nil).lastWords(log); !slices.Equal(got, []string{log[4], log[0], log[1], log[2], log[3]}) {
+		t.Errorf("last words of one whose lines have no number are %q", got)
+	}
+	if got := (*peer)(nil).lastWords(log[:3]); !slices.Equal(got, log[:3]) {
+		t.Errorf("last words of no process are %q", got)
+	}
 }
 
 func TestPeerFilesAreWhatTheirReadersExpect(t *testing.T) {

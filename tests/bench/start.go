@@ -15,11 +15,12 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 const (
-	podName   = "first"
-	testImage = "knarr.dev/test:1"
+	podName = "first"
 	// probeEvery is the pause between two attempts, and so the precision of
 	// what can only be found out by trying. A shorter one would slow down
 	// what is measured.
@@ -61,10 +62,10 @@ func (n *node) timeStart(ctx context.Context) (milestones, error) {
 				return err
 			}
 			defer hangUp()
-			if err := n.note(&m.accepted, createPod(ctx, client)); err != nil {
+			if err := n.note(&m.accepted, createPod(ctx, client, kube.Pod(podName))); err != nil {
 				return err
 			}
-			return n.note(&m.running, awaitPod(ctx, client))
+			return n.note(&m.running, awaitPod(ctx, client, podName))
 		})
 		g.Go(func() error {
 			client, hangUp, err := n.awaitClient(ctx)
@@ -184,13 +185,7 @@ func awaitNode(ctx context.Context, client kubernetes.Interface) error {
 	})
 }
 
-func createPod(ctx context.Context, client kubernetes.Interface) error {
-	pod := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Name: podName},
-		Spec: corev1.PodSpec{Containers: []corev1.Container{{
-			Name: "test", Image: testImage, ImagePullPolicy: corev1.PullIfNotPresent,
-		}}},
-	}
+func createPod(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod) error {
 	return try(ctx, func() (bool, error) {
 		_, err := client.CoreV1().Pods("default").Create(ctx, pod, metav1.CreateOptions{})
 		if err == nil || apierrors.IsAlreadyExists(err) {
@@ -200,10 +195,10 @@ func createPod(ctx context.Context, client kubernetes.Interface) error {
 	})
 }
 
-func awaitPod(ctx context.Context, client kubernetes.Interface) error {
-	return await(ctx, "pod Running", func() (watch.Interface, error) {
+func awaitPod(ctx context.Context, client kubernetes.Interface, name string) error {
+	return await(ctx, "pod "+name+" Running", func() (watch.Interface, error) {
 		return client.CoreV1().Pods("default").Watch(ctx, metav1.ListOptions{
-			FieldSelector: fields.OneTermEqualSelector("metadata.name", podName).String(),
+			FieldSelector: fields.OneTermEqualSelector("metadata.name", name).String(),
 		})
 	}, func(object any) (bool, error) {
 		pod, ok := object.(*corev1.Pod)

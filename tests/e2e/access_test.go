@@ -6,10 +6,13 @@ import (
 	"testing"
 
 	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 const auditor = `
@@ -52,6 +55,15 @@ func TestServiceAccountMayDoWhatItsRolesSay(t *testing.T) {
 		if (err == nil) != (answer == "yes") {
 			t.Errorf("%s ended with %v", question, err)
 		}
+	}
+}
+
+// A controller-manager with one credential for all makes no such accounts.
+func TestControllersActByAccountsOfTheirOwn(t *testing.T) {
+	s := newSpace(t)
+	accounts := s.Kubectl(t, "get", "serviceaccounts", "-n", "kube-system", "-o", "name")
+	for _, name := range []string{"deployment-controller", "replicaset-controller", "node-controller", "generic-garbage-collector"} {
+		wantPart(t, "the list of accounts", accounts, "serviceaccount/"+name+"\n")
 	}
 }
 
@@ -98,28 +110,11 @@ func TestStrangersMayNotUseTheAPI(t *testing.T) {
 
 func TestPodTalksToTheAPIAsItsServiceAccount(t *testing.T) {
 	s := newSpace(t)
-	s.apply(auditor + `
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: auditor
-spec:
-  serviceAccountName: auditor
-  containers:
-  - name: auditor
-    image: knarr.dev/test:1
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: mute
-spec:
-  automountServiceAccountToken: false
-  containers:
-  - name: mute
-    image: knarr.dev/test:1
-`)
+	s.apply(auditor)
+	s.create(
+		kube.Pod("auditor", kube.Spec(func(p *corev1.PodSpec) { p.ServiceAccountName = "auditor" })),
+		kube.Pod("mute", kube.Spec(func(p *corev1.PodSpec) { p.AutomountServiceAccountToken = new(false) })),
+	)
 	s.running("auditor")
 	// The token's folder also tells which authority to believe.
 	ask := func(path string) (string, error) {
@@ -184,7 +179,7 @@ func (s *space) node() string {
 
 func TestAPIReachesPodsAndServicesByProxy(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("proxied"))
+	s.create(web("proxied")...)
 	pod := s.pods("app=web", 2)[0].Name
 	prefix := "/api/v1/namespaces/" + s.ns
 	want(t, "the answer of the pod", s.Kubectl(t, "get", "--raw", prefix+"/pods/"+pod+":8080/proxy/"), "proxied\n")

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 func TestConfigMapsAndSecretsArriveAsVariablesAndFiles(t *testing.T) {
@@ -88,38 +90,8 @@ grep -c tmpfs.*/etc/credentials /proc/mounts
 
 func TestUpdatedConfigMapReachesTheFilesOfARunningPod(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: ConfigMap
-metadata:
-  name: settings
-data:
-  colour: green
----
-apiVersion: v1
-kind: Secret
-metadata:
-  name: key
-stringData:
-  key: old
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: reader
-spec:
-  containers:
-  - name: reader
-    image: knarr.dev/test:1
-    volumeMounts:
-    - {name: settings, mountPath: /etc/settings}
-    - {name: key, mountPath: /etc/key}
-  volumes:
-  - name: settings
-    configMap: {name: settings}
-  - name: key
-    secret: {secretName: key}
-`)
+	s.create(kube.ConfigMap("settings", "colour", "green"), kube.Secret("key", "key", "old"),
+		kube.Pod("reader", kube.Mount("settings", "/etc/settings", kube.Settings("settings")), kube.Mount("key", "/etc/key", kube.Secrets("key"))))
 	s.running("reader")
 	want(t, "the files", s.in("reader", "sh", "-c", "cat /etc/settings/colour /etc/key/key"), "greenold")
 	s.kubectl("patch", "configmap", "settings", "--patch", `{"data": {"colour": "blue"}}`)
@@ -135,23 +107,7 @@ spec:
 
 func TestPodWaitsForItsConfigMap(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: eager
-spec:
-  restartPolicy: Never
-  containers:
-  - name: eager
-    image: knarr.dev/test:1
-    command: [sh, -c, "cat /etc/settings/colour"]
-    volumeMounts:
-    - {name: settings, mountPath: /etc/settings}
-  volumes:
-  - name: settings
-    configMap: {name: settings}
-`)
+	s.create(kube.Pod("eager", kube.Once, kube.Run("cat", "/etc/settings/colour"), kube.Mount("settings", "/etc/settings", kube.Settings("settings"))))
 	s.event("eager", "FailedMount", `configmap "settings" not found`)
 	s.kubectl("create", "configmap", "settings", "--from-literal=colour=late")
 	want(t, "the output", s.ended("eager", corev1.PodSucceeded), "late")
@@ -209,7 +165,7 @@ spec:
 
 func TestServiceVariablesTellAPodAboutServices(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("any"))
+	s.create(web("any")...)
 	s.client()
 	out := s.in("client", "sh", "-c", "echo $KUBERNETES_SERVICE_HOST:$KUBERNETES_SERVICE_PORT $WEB_SERVICE_HOST:$WEB_SERVICE_PORT_HTTP")
 	want(t, "the variables", out, s.Kubectl(t, "get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")+":443 "+s.get("service/web", ".spec.clusterIP")+":80")

@@ -8,6 +8,9 @@ import (
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 func sortedFields(text string) string {
@@ -23,53 +26,22 @@ func (s *space) resolves(name, kind string) string {
 	return s.in("client", "testbox", "lookup", name, kind, "--retry", "30s")
 }
 
-// named are a Service, a headless one, and the pod that both select.
-const named = `
-apiVersion: v1
-kind: Service
-metadata:
-  name: web
-spec:
-  selector: {app: web}
-  ports:
-  - {name: http, port: 80, targetPort: 8080}
-  - {name: dns, port: 53, targetPort: 5353, protocol: UDP}
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: direct
-spec:
-  clusterIP: None
-  selector: {app: web}
-  ports:
-  - {name: http, port: 8080}
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: elsewhere
-spec:
-  type: ExternalName
-  externalName: www.example.org
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: web
-  labels: {app: web}
-spec:
-  hostname: one
-  subdomain: direct
-  containers:
-  - name: web
-    image: knarr.dev/test:1
-    args: [testbox, serve]
-`
+// named are a Service, a headless one, an alias, and the pod that the first two
+// select.
+func named() []runtime.Object {
+	web := kube.Service("web", kube.Port(80, 8080), kube.UDP(53, 5353))
+	web.Spec.Ports[1].Name = "dns"
+	return []runtime.Object{
+		web,
+		kube.Service("direct", kube.For("web"), kube.Headless, kube.Port(8080, 8080)),
+		kube.Service("elsewhere", kube.Alias("www.example.org")),
+		kube.Pod("web", kube.Serve(""), kube.Spec(func(p *corev1.PodSpec) { p.Hostname, p.Subdomain = "one", "direct" })),
+	}
+}
 
 func TestPodsResolveTheNamesOfServices(t *testing.T) {
 	s := newSpace(t)
-	s.apply(named)
+	s.create(named()...)
 	s.client()
 	pod := s.running("web").Status.PodIP
 	service := s.get("service/web", ".spec.clusterIP")
@@ -100,7 +72,7 @@ func TestPodsResolveTheNamesOfServices(t *testing.T) {
 
 func TestAnswersSayWhetherANameExists(t *testing.T) {
 	s := newSpace(t)
-	s.apply(named)
+	s.create(named()...)
 	s.client()
 	s.running("web")
 	zone := s.ns + ".svc.cluster.local."
@@ -152,32 +124,14 @@ func (s *space) ask(question *dns.Msg) *dns.Msg {
 
 func TestPodsHaveTheClustersResolverUnlessTheyChoose(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: usual
-spec:
-  containers:
-  - {name: c, image: "knarr.dev/test:1"}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: chooser
-spec:
-  dnsPolicy: None
-  dnsConfig:
-    nameservers: [192.0.2.53]
-    searches: [example.org]
-    options:
-    - {name: ndots, value: "1"}
-  hostAliases:
-  - ip: 192.0.2.7
-    hostnames: [seven]
-  containers:
-  - {name: c, image: "knarr.dev/test:1"}
-`)
+	s.create(kube.Pod("usual"), kube.Pod("chooser", kube.Spec(func(p *corev1.PodSpec) {
+		p.DNSPolicy = corev1.DNSNone
+		p.DNSConfig = &corev1.PodDNSConfig{
+			Nameservers: []string{"192.0.2.53"}, Searches: []string{"example.org"},
+			Options: []corev1.PodDNSConfigOption{{Name: "ndots", Value: new("1")}},
+		}
+		p.HostAliases = []corev1.HostAlias{{IP: "192.0.2.7", Hostnames: []string{"seven"}}}
+	})))
 	s.running("usual")
 	conf := s.in("usual", "cat", "/etc/resolv.conf")
 	wantPart(t, "resolv.conf", conf, "nameserver 10.43.0.10\n")
@@ -191,28 +145,8 @@ spec:
 
 func TestNamesOfUnreadyPodsAppearWhenTheServiceWantsThem(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Service
-metadata:
-  name: early
-spec:
-  clusterIP: None
-  publishNotReadyAddresses: true
-  selector: {app: slow}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: slow
-  labels: {app: slow}
-spec:
-  containers:
-  - name: slow
-    image: knarr.dev/test:1
-    readinessProbe:
-      exec: {command: ["false"]}
-`)
+	s.create(kube.Pod("slow", kube.Ready(kube.Exec("false"))),
+		kube.Service("early", kube.For("slow"), kube.Headless, func(s *corev1.ServiceSpec) { s.PublishNotReadyAddresses = true }))
 	s.client()
 	slow := s.pod("slow", "running", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodRunning && p.Status.PodIP != "" })
 	want(t, "the address", s.resolves("early."+s.ns+".svc.cluster.local", "a"), slow.Status.PodIP)

@@ -91,7 +91,7 @@ configMapGenerator:
 
 func TestOrphansOutliveTheirOwner(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("here"))
+	s.create(web("here")...)
 	s.pods("app=web", 2)
 	s.kubectl("delete", "deployment", "web", "--cascade=orphan")
 	wantPart(t, "what is left", s.kubectl("get", "replicasets", "-o", "name"), "replicaset.apps/web-")

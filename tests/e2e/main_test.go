@@ -17,9 +17,11 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 var shared = harness.Lazy(harness.Options{})
@@ -34,7 +36,9 @@ func TestMain(m *testing.M) {
 	harness.Main(m, shared)
 }
 
-// space is a namespace on the shared node, for one test.
+// space is a namespace on the shared node, for one test. What a test needs in
+// it is made of package kube's objects; manifests are for what that has not, and
+// for tests about manifests.
 type space struct {
 	*harness.Node
 	t  *testing.T
@@ -57,6 +61,12 @@ func newSpaceAlone(t *testing.T) *space {
 func (s *space) apply(manifest string) {
 	s.t.Helper()
 	s.Apply(s.t, s.ns, manifest)
+}
+
+// create makes objects in the test's namespace, or changes them.
+func (s *space) create(objects ...runtime.Object) {
+	s.t.Helper()
+	s.Create(s.t, s.ns, objects...)
 }
 
 // kubectl runs in the test's namespace.
@@ -106,17 +116,7 @@ func (s *space) ended(pod string, phase corev1.PodPhase) string {
 // client makes a pod to do things from.
 func (s *space) client() {
 	s.t.Helper()
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: client
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: client
-    image: knarr.dev/test:1
-`)
+	s.create(kube.Pod("client", kube.Grace(0)))
 	s.running("client")
 }
 

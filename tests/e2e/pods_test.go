@@ -7,50 +7,20 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 func TestInitContainersRunInOrderBeforeTheOthers(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: ordered
-spec:
-  restartPolicy: Never
-  initContainers:
-  - name: one
-    image: knarr.dev/test:1
-    command: [sh, -c, "echo one >> /work/order"]
-    volumeMounts: [{name: work, mountPath: /work}]
-  - name: two
-    image: knarr.dev/test:1
-    command: [sh, -c, "echo two >> /work/order"]
-    volumeMounts: [{name: work, mountPath: /work}]
-  containers:
-  - name: main
-    image: knarr.dev/test:1
-    command: [cat, /work/order]
-    volumeMounts: [{name: work, mountPath: /work}]
-  volumes:
-  - name: work
-    emptyDir: {}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: hindered
-spec:
-  restartPolicy: Never
-  initContainers:
-  - name: broken
-    image: knarr.dev/test:1
-    args: [testbox, exit, "1"]
-  containers:
-  - name: main
-    image: knarr.dev/test:1
-    command: [echo, unreachable]
-`)
+	work := kube.Mount("work", "/work", kube.Scratch())
+	s.create(
+		kube.Pod("ordered", kube.Once, kube.Run("cat", "/work/order"), work,
+			kube.Init("one", kube.Shell("echo one >> /work/order"), work),
+			kube.Init("two", kube.Shell("echo two >> /work/order"), work)),
+		kube.Pod("hindered", kube.Once, kube.Run("echo", "unreachable"), kube.Init("broken", kube.Testbox("exit", "1"))),
+	)
 	want(t, "the order", s.ended("ordered", corev1.PodSucceeded), "one\ntwo\n")
 	s.pod("hindered", "failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 	want(t, "what became of the main container", s.get("pod/hindered", ".status.containerStatuses[0].state.waiting.reason"), "PodInitializing")
@@ -58,59 +28,23 @@ spec:
 
 func TestSidecarStartsFirstAndDoesNotHoldUpAJob(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: helped
-spec:
-  template:
-    spec:
-      restartPolicy: Never
-      initContainers:
-      - name: sidecar
-        image: knarr.dev/test:1
-        restartPolicy: Always
-        args: [testbox, serve, --body=sidecar]
-        startupProbe:
-          tcpSocket: {port: 8080}
-          periodSeconds: 1
-      containers:
-      - name: main
-        image: knarr.dev/test:1
-        args: [testbox, get, "http://localhost:8080"]
-`)
+	s.create(kube.Job("helped", kube.Testbox("get", "http://localhost:8080"),
+		kube.Sidecar("sidecar", kube.Serve("sidecar"), kube.Started(kube.TCP(8080)))))
 	s.waitUntil("job/helped", "condition=complete")
-	want(t, "what the main container got", s.kubectl("logs", "job/helped", "-c", "main"), "sidecar\n")
+	want(t, "what the main container got", s.kubectl("logs", "job/helped", "-c", "helped"), "sidecar\n")
 }
 
 func TestContainersOfAPodShareVolumesAndNetwork(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: pair
-spec:
-  shareProcessNamespace: true
-  containers:
-  - name: writer
-    image: knarr.dev/test:1
-    command: [sh, -c, "echo shared > /disk/file; echo quick > /memory/file; testbox serve"]
-    volumeMounts:
-    - {name: disk, mountPath: /disk}
-    - {name: memory, mountPath: /memory}
-  - name: reader
-    image: knarr.dev/test:1
-    volumeMounts:
-    - {name: disk, mountPath: /disk, readOnly: true}
-    - {name: memory, mountPath: /memory}
-  volumes:
-  - name: disk
-    emptyDir: {}
-  - name: memory
-    emptyDir: {medium: Memory, sizeLimit: 8Mi}
-`)
+	size := resource.MustParse("8Mi")
+	disk := kube.Mount("disk", "/disk", kube.Scratch())
+	memory := kube.Mount("memory", "/memory", corev1.VolumeSource{
+		EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: &size},
+	})
+	s.create(kube.Pod("pair", disk, memory,
+		kube.Spec(func(p *corev1.PodSpec) { p.ShareProcessNamespace = new(true) }),
+		kube.Shell("echo shared > /disk/file; echo quick > /memory/file; testbox serve"),
+		kube.Container("reader", disk, memory, kube.Box(func(c *corev1.Container) { c.VolumeMounts[0].ReadOnly = true }))))
 	s.running("pair")
 	out := strings.TrimSpace(s.kubectl("exec", "pair", "-c", "reader", "--", "sh", "-c", `
 testbox get http://localhost:8080 --retry 10s
@@ -126,42 +60,23 @@ pidof testbox | wc -w`))
 
 func TestSecurityContextIsApplied(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: strict
-spec:
-  securityContext:
-    runAsUser: 1000
-    runAsGroup: 2000
-    fsGroup: 3000
-    seccompProfile: {type: RuntimeDefault}
-    sysctls:
-    - {name: net.ipv4.ip_unprivileged_port_start, value: "80"}
-  containers:
-  - name: strict
-    image: knarr.dev/test:1
-    securityContext:
-      readOnlyRootFilesystem: true
-      allowPrivilegeEscalation: false
-      capabilities: {drop: [ALL]}
-    volumeMounts:
-    - {name: data, mountPath: /data}
-  volumes:
-  - name: data
-    emptyDir: {}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: loose
-spec:
-  containers:
-  - name: loose
-    image: knarr.dev/test:1
-    securityContext: {privileged: true}
-`)
+	s.create(
+		kube.Pod("strict", kube.Mount("data", "/data", kube.Scratch()), kube.Spec(func(p *corev1.PodSpec) {
+			p.SecurityContext = &corev1.PodSecurityContext{
+				RunAsUser: new(int64(1000)), RunAsGroup: new(int64(2000)), FSGroup: new(int64(3000)),
+				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+				Sysctls:        []corev1.Sysctl{{Name: "net.ipv4.ip_unprivileged_port_start", Value: "80"}},
+			}
+		}), kube.Box(func(c *corev1.Container) {
+			c.SecurityContext = &corev1.SecurityContext{
+				ReadOnlyRootFilesystem: new(true), AllowPrivilegeEscalation: new(false),
+				Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			}
+		})),
+		kube.Pod("loose", kube.Box(func(c *corev1.Container) {
+			c.SecurityContext = &corev1.SecurityContext{Privileged: new(true)}
+		})),
+	)
 	s.running("strict")
 	want(t, "the strict container", s.in("strict", "sh", "-c", `
 id -u; id -g
@@ -180,23 +95,13 @@ unshare -m true 2>&1 || true`), strings.Join([]string{
 
 func TestPodIsToldOfItsEnd(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: polite
-spec:
-  terminationGracePeriodSeconds: 20
-  containers:
-  - name: polite
-    image: knarr.dev/test:1
-    args: [testbox, sigterm-log, --grace=100ms]
-    lifecycle:
-      postStart:
-        exec: {command: [sh, -c, "echo started > /proc/1/fd/1"]}
-      preStop:
-        exec: {command: [sh, -c, "echo stopping > /proc/1/fd/1"]}
-`)
+	tell := func(word string) *corev1.LifecycleHandler {
+		return &corev1.LifecycleHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo " + word + " > /proc/1/fd/1"}}}
+	}
+	s.create(kube.Pod("polite", kube.Grace(20), kube.Testbox("sigterm-log", "--grace=100ms"),
+		kube.Box(func(c *corev1.Container) {
+			c.Lifecycle = &corev1.Lifecycle{PostStart: tell("started"), PreStop: tell("stopping")}
+		})))
 	s.running("polite")
 	follow := s.start("logs", "-f", "polite")
 	s.kubectl("delete", "pod", "polite", "--timeout=60s")
@@ -209,25 +114,7 @@ spec:
 
 func TestHostPortLeadsToItsPod(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: port
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: http
-    image: knarr.dev/test:1
-    args: [testbox, serve]
-    ports:
-    - {containerPort: 8080, hostPort: 18080}
-  - name: echo
-    image: knarr.dev/test:1
-    args: [testbox, udpecho, --port=7000]
-    ports:
-    - {containerPort: 7000, hostPort: 17000, protocol: UDP}
-`)
+	s.create(kube.Pod("port", kube.Serve(""), kube.HostPort(18080), kube.Container("udp", kube.Echo(7000), kube.HostPort(17000))))
 	s.client()
 	s.running("port")
 	want(t, "the answer on the node", s.fromNode("http://"+s.nodeAddr("18080")), "port")
@@ -246,30 +133,9 @@ spec:
 
 func TestPodOnTheHostsNetworkStillKnowsTheCluster(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("inside") + `
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: outside
-  labels: {app: outside}
-spec:
-  hostNetwork: true
-  dnsPolicy: ClusterFirstWithHostNet
-  containers:
-  - name: outside
-    image: knarr.dev/test:1
-    args: [testbox, serve, --port=18090, --body=outside]
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: outside
-spec:
-  selector: {app: outside}
-  ports:
-  - {port: 80, targetPort: 18090}
-`)
+	s.create(append(web("inside"),
+		kube.Pod("outside", kube.HostNetwork, kube.Testbox("serve", "--port=18090", "--body=outside")),
+		kube.Service("outside", kube.Port(80, 18090)))...)
 	s.client()
 	pod := s.running("outside")
 	want(t, "the pod's address", pod.Status.PodIP, s.Host.Addr().String())
@@ -281,38 +147,14 @@ spec:
 func TestHostPathShowsTheNodesFiles(t *testing.T) {
 	s := newSpace(t)
 	s.Write(t, "/root/"+s.ns+"/note", "from the node\n")
-	s.apply(strings.ReplaceAll(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: reader
-spec:
-  restartPolicy: Never
-  containers:
-  - name: reader
-    image: knarr.dev/test:1
-    command: [cat, /node/note]
-    volumeMounts:
-    - {name: node, mountPath: /node}
-  volumes:
-  - name: node
-    hostPath: {path: /root/NS, type: Directory}
-`, "NS", s.ns))
+	s.create(kube.Pod("reader", kube.Once, kube.Run("cat", "/node/note"), kube.Mount("node", "/node", kube.HostFolder("/root/"+s.ns))))
 	want(t, "the output", s.ended("reader", corev1.PodSucceeded), "from the node\n")
 }
 
 func TestUnknownImageIsTold(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: lost
-spec:
-  containers:
-  - name: lost
-    image: knarr.dev/nothing:1
-    imagePullPolicy: Never
-`)
+	s.create(kube.Pod("lost", kube.Box(func(c *corev1.Container) {
+		c.Image, c.ImagePullPolicy = "knarr.dev/nothing:1", corev1.PullNever
+	})))
 	s.event("lost", "ErrImageNeverPull", "is not present with pull policy of Never")
 }

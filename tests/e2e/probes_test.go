@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 func restarts(n int32) func(*corev1.Pod) bool {
@@ -22,31 +23,7 @@ func notReady(p *corev1.Pod) bool {
 
 func TestReadinessTakesAPodOutOfItsService(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Service
-metadata:
-  name: web
-spec:
-  selector: {app: web}
-  ports:
-  - {port: 80, targetPort: 8080}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: web
-  labels: {app: web}
-spec:
-  containers:
-  - name: web
-    image: knarr.dev/test:1
-    args: [testbox, serve, --unready]
-    readinessProbe:
-      httpGet: {path: /ready, port: 8080}
-      periodSeconds: 1
-      failureThreshold: 1
-`)
+	s.create(kube.Service("web", kube.Port(80, 8080)), kube.Pod("web", kube.Testbox("serve", "--unready"), kube.Ready(kube.HTTP("/ready", 8080))))
 	s.client()
 	s.pod("web", "running but not ready", notReady)
 	s.event("web", "Unhealthy", "503")
@@ -66,54 +43,11 @@ spec:
 
 func TestLivenessRestartsAContainer(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: by-http
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: web
-    image: knarr.dev/test:1
-    args: [testbox, serve]
-    livenessProbe:
-      httpGet: {path: /healthz, port: 8080}
-      periodSeconds: 1
-      failureThreshold: 1
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: by-exec
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: box
-    image: knarr.dev/test:1
-    livenessProbe:
-      exec: {command: [test, "!", -e, /tmp/ill]}
-      periodSeconds: 1
-      failureThreshold: 1
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: by-tcp
-spec:
-  terminationGracePeriodSeconds: 1
-  containers:
-  - name: box
-    image: knarr.dev/test:1
-    command: [sh, -c, "testbox tcpecho --port 7 & echo $! > /tmp/pid; testbox sleep"]
-    startupProbe:
-      tcpSocket: {port: 7}
-      periodSeconds: 1
-    livenessProbe:
-      tcpSocket: {port: 7}
-      periodSeconds: 1
-      failureThreshold: 1
-`)
+	s.create(
+		kube.Pod("by-http", kube.Serve(""), kube.Live(kube.HTTP("/healthz", 8080))),
+		kube.Pod("by-exec", kube.Live(kube.Exec("test", "!", "-e", "/tmp/ill"))),
+		kube.Pod("by-tcp", kube.Shell("testbox tcpecho --port 7 & echo $! > /tmp/pid; testbox sleep"), kube.Started(kube.TCP(7)), kube.Live(kube.TCP(7))),
+	)
 	for pod, illness := range map[string]string{
 		"by-http": "testbox get --post http://localhost:8080/healthz?ok=false",
 		"by-exec": "touch /tmp/ill",
@@ -130,24 +64,8 @@ spec:
 
 func TestStartupProbeHoldsTheOthersBack(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: slow
-spec:
-  containers:
-  - name: slow
-    image: knarr.dev/test:1
-    startupProbe:
-      exec: {command: [test, -e, /tmp/up]}
-      periodSeconds: 1
-      failureThreshold: 60
-    livenessProbe:
-      exec: {command: [test, -e, /tmp/up]}
-      periodSeconds: 1
-      failureThreshold: 1
-`)
+	up := kube.Exec("test", "-e", "/tmp/up")
+	s.create(kube.Pod("slow", kube.Started(up), kube.Live(up)))
 	s.event("slow", "Unhealthy", "Startup probe failed")
 	s.in("slow", "touch", "/tmp/up")
 	if pod := s.running("slow"); pod.Status.ContainerStatuses[0].RestartCount != 0 {

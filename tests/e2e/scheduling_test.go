@@ -2,57 +2,33 @@ package e2e
 
 import (
 	"runtime"
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	schedulingv1 "k8s.io/api/scheduling/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
-// sleeper is a pod with some more lines in its spec.
-func sleeper(name, labels, spec string) string {
-	return `
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: ` + name + `
-  labels: {` + labels + `}
-spec:
-  terminationGracePeriodSeconds: 0
-  containers:
-  - name: main
-    image: knarr.dev/test:1
-` + strings.Trim(spec, "\n")
+// near places a pod by labels of pods that run already.
+func near(label, value string) []corev1.PodAffinityTerm {
+	return []corev1.PodAffinityTerm{{
+		TopologyKey:   corev1.LabelHostname,
+		LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{label: value}},
+	}}
+}
+
+func affinity(a corev1.Affinity) kube.Option {
+	return kube.Spec(func(p *corev1.PodSpec) { p.Affinity = &a })
 }
 
 func TestMemoryLimitEndsAGreedyContainer(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: greedy
-spec:
-  restartPolicy: Never
-  containers:
-  - name: greedy
-    image: knarr.dev/test:1
-    args: [testbox, alloc, 256MiB]
-    resources:
-      limits: {memory: 64Mi}
----
-apiVersion: v1
-kind: Pod
-metadata:
-  name: modest
-spec:
-  containers:
-  - name: modest
-    image: knarr.dev/test:1
-    args: [testbox, alloc, 16MiB]
-    resources:
-      limits: {memory: 128Mi}
-`)
+	s.create(
+		kube.Pod("greedy", kube.Once, kube.Testbox("alloc", "256MiB"), kube.Limit("memory", "64Mi")),
+		kube.Pod("modest", kube.Testbox("alloc", "16MiB"), kube.Limit("memory", "128Mi")),
+	)
 	pod := s.pod("greedy", "failed", func(p *corev1.Pod) bool { return p.Status.Phase == corev1.PodFailed })
 	end := pod.Status.ContainerStatuses[0].State.Terminated
 	if end.Reason != "OOMKilled" || end.ExitCode != 137 {
@@ -63,14 +39,11 @@ spec:
 
 func TestRequestsAndLimitsReachTheContainer(t *testing.T) {
 	s := newSpace(t)
-	s.apply(sleeper("burstable", "", `
-    resources:
-      requests: {cpu: 20m, memory: 32Mi}
-      limits: {cpu: 250m, memory: 64Mi}`) +
-		sleeper("guaranteed", "", `
-    resources:
-      limits: {cpu: 100m, memory: 64Mi}`) +
-		sleeper("besteffort", "", ""))
+	s.create(
+		kube.Pod("burstable", kube.Request("cpu", "20m"), kube.Request("memory", "32Mi"), kube.Limit("cpu", "250m"), kube.Limit("memory", "64Mi")),
+		kube.Pod("guaranteed", kube.Limit("cpu", "100m"), kube.Limit("memory", "64Mi")),
+		kube.Pod("besteffort"),
+	)
 	for name, class := range map[string]corev1.PodQOSClass{
 		"burstable": corev1.PodQOSBurstable, "guaranteed": corev1.PodQOSGuaranteed, "besteffort": corev1.PodQOSBestEffort,
 	} {
@@ -87,26 +60,24 @@ cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.li
 
 func TestPodThatFitsNowhereWaitsAndTellsWhy(t *testing.T) {
 	s := newSpace(t)
-	s.apply(sleeper("huge", "", `
-    resources:
-      requests: {cpu: "1000"}`))
+	s.create(kube.Pod("huge", kube.Request("cpu", "1000")))
 	s.event("huge", "FailedScheduling", "Insufficient cpu")
 	want(t, "the phase", s.get("pod/huge", ".status.phase"), "Pending")
 }
 
 func TestPodWaitsForANodeOfItsAffinity(t *testing.T) {
 	s := newSpace(t)
-	s.apply(sleeper("picky", "", `
-  affinity:
-    nodeAffinity:
-      requiredDuringSchedulingIgnoredDuringExecution:
-        nodeSelectorTerms:
-        - matchExpressions:
-          - {key: example.org/`+s.ns+`, operator: In, values: [blue, green]}`) +
-		sleeper("selective", "", `
-  nodeSelector: {kubernetes.io/os: linux, kubernetes.io/arch: `+runtime.GOARCH+`}`) +
-		sleeper("foreign", "", `
-  nodeSelector: {kubernetes.io/os: plan9}`))
+	s.create(
+		kube.Pod("picky", affinity(corev1.Affinity{NodeAffinity: &corev1.NodeAffinity{
+			RequiredDuringSchedulingIgnoredDuringExecution: &corev1.NodeSelector{NodeSelectorTerms: []corev1.NodeSelectorTerm{{
+				MatchExpressions: []corev1.NodeSelectorRequirement{{
+					Key: "example.org/" + s.ns, Operator: corev1.NodeSelectorOpIn, Values: []string{"blue", "green"},
+				}},
+			}}},
+		}})),
+		kube.Pod("selective", kube.Node("kubernetes.io/os", "linux"), kube.Node("kubernetes.io/arch", runtime.GOARCH)),
+		kube.Pod("foreign", kube.Node("kubernetes.io/os", "plan9")),
+	)
 	s.event("picky", "FailedScheduling", "didn't match Pod's node affinity/selector")
 	s.event("foreign", "FailedScheduling", "didn't match Pod's node affinity/selector")
 	s.running("selective")
@@ -116,16 +87,13 @@ func TestPodWaitsForANodeOfItsAffinity(t *testing.T) {
 
 func TestPodsKeepAwayFromEachOther(t *testing.T) {
 	s := newSpace(t)
-	apart := `
-  affinity:
-    podAntiAffinity:
-      requiredDuringSchedulingIgnoredDuringExecution:
-      - topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels: {role: leader}`
-	s.apply(sleeper("first", "role: leader", apart))
+	leads := kube.Label("role", "leader")
+	apart := affinity(corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{
+		RequiredDuringSchedulingIgnoredDuringExecution: near("role", "leader"),
+	}})
+	s.create(kube.Pod("first", leads, apart))
 	s.running("first")
-	s.apply(sleeper("second", "role: leader", apart))
+	s.create(kube.Pod("second", leads, apart))
 	s.event("second", "FailedScheduling", "didn't match pod anti-affinity rules")
 	s.kubectl("delete", "pod", "first")
 	s.running("second")
@@ -133,27 +101,21 @@ func TestPodsKeepAwayFromEachOther(t *testing.T) {
 
 func TestPodsSeekEachOther(t *testing.T) {
 	s := newSpace(t)
-	s.apply(sleeper("follower", "", `
-  affinity:
-    podAffinity:
-      requiredDuringSchedulingIgnoredDuringExecution:
-      - topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels: {role: leader}`))
+	s.create(kube.Pod("follower", affinity(corev1.Affinity{PodAffinity: &corev1.PodAffinity{
+		RequiredDuringSchedulingIgnoredDuringExecution: near("role", "leader"),
+	}})))
 	s.event("follower", "FailedScheduling", "didn't match pod affinity rules")
-	s.apply(sleeper("leader", "role: leader", ""))
+	s.create(kube.Pod("leader", kube.Label("role", "leader")))
 	s.running("follower")
 }
 
 // Other tests' pods do not tolerate the taints, so this one runs alone.
 func TestTaintsKeepPodsAwayThatDoNotTolerateThem(t *testing.T) {
 	s := newSpaceAlone(t)
-	s.apply(sleeper("resident", "", ""))
+	s.create(kube.Pod("resident"))
 	s.running("resident")
 	s.Kubectl(t, "taint", "nodes", "--all", "example.org/work=inside:NoSchedule")
-	s.apply(sleeper("stranger", "", "") + sleeper("worker", "", `
-  tolerations:
-  - {key: example.org/work, operator: Equal, value: inside, effect: NoSchedule}`))
+	s.create(kube.Pod("stranger"), kube.Pod("worker", kube.Tolerate("example.org/work", "inside", corev1.TaintEffectNoSchedule)))
 	s.running("worker")
 	s.event("stranger", "FailedScheduling", "untolerated taint")
 	s.running("resident")
@@ -161,9 +123,7 @@ func TestTaintsKeepPodsAwayThatDoNotTolerateThem(t *testing.T) {
 	s.Kubectl(t, "taint", "nodes", "--all", "example.org/work:NoSchedule-")
 	s.running("stranger")
 
-	s.apply(sleeper("patient", "", `
-  tolerations:
-  - {key: example.org/leave, operator: Exists, effect: NoExecute}`))
+	s.create(kube.Pod("patient", kube.Tolerate("example.org/leave", "", corev1.TaintEffectNoExecute)))
 	s.running("patient")
 	s.Kubectl(t, "taint", "nodes", "--all", "example.org/leave=now:NoExecute")
 	for _, name := range []string{"resident", "stranger", "worker"} {
@@ -177,7 +137,7 @@ func TestCordonedNodeTakesNoPods(t *testing.T) {
 	s := newSpaceAlone(t)
 	node := s.Kubectl(t, "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")
 	s.Kubectl(t, "cordon", node)
-	s.apply(sleeper("late", "", ""))
+	s.create(kube.Pod("late"))
 	s.event("late", "FailedScheduling", "unschedulable")
 	s.Kubectl(t, "uncordon", node)
 	s.running("late")
@@ -185,24 +145,16 @@ func TestCordonedNodeTakesNoPods(t *testing.T) {
 
 func TestImportantPodTakesTheRoomOfAnother(t *testing.T) {
 	s := newSpace(t)
-	s.Apply(t, "", `
-apiVersion: scheduling.k8s.io/v1
-kind: PriorityClass
-metadata:
-  name: `+s.ns+`
-value: 1000
-`)
+	s.create(&schedulingv1.PriorityClass{ObjectMeta: metav1.ObjectMeta{Name: s.ns}, Value: 1000})
 	t.Cleanup(func() { _, _ = s.KubectlErr("delete", "priorityclass", s.ns) })
 	// A resource of this test's own, so that no other test lacks it.
 	resource := "example.org/" + s.ns
 	node := s.Kubectl(t, "get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")
 	s.Kubectl(t, "patch", "node", node, "--subresource=status", "--type=merge", "--patch", `{"status": {"capacity": {"`+resource+`": "1"}, "allocatable": {"`+resource+`": "1"}}}`)
-	room := `
-    resources:
-      limits: {` + resource + `: "1"}`
-	s.apply(sleeper("usual", "", room))
+	room := kube.Limit(corev1.ResourceName(resource), "1")
+	s.create(kube.Pod("usual", room))
 	s.running("usual")
-	s.apply(sleeper("important", "", room+"\n  priorityClassName: "+s.ns))
+	s.create(kube.Pod("important", room, kube.Spec(func(p *corev1.PodSpec) { p.PriorityClassName = s.ns })))
 	s.running("important")
 	s.WaitGone(t, s.ns, "usual")
 }

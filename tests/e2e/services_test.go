@@ -7,46 +7,21 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
-// servers are two pods that answer with their names, by TCP and UDP, behind a
-// label that the Services of these tests select.
-const servers = `
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: server
-spec:
-  replicas: 2
-  selector:
-    matchLabels: {app: server}
-  template:
-    metadata:
-      labels: {app: server}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: http
-        image: knarr.dev/test:1
-        args: [testbox, serve, --port=8080]
-        ports:
-        - {name: http, containerPort: 8080}
-        readinessProbe:
-          tcpSocket: {port: http}
-          periodSeconds: 1
-      - name: echo
-        image: knarr.dev/test:1
-        args: [testbox, udpecho, --port=7000]
-        ports:
-        - {name: echo, containerPort: 7000, protocol: UDP}
----
-`
-
-// newServers has the servers, some Services and a client.
-func newServers(t *testing.T, services string) *space {
+// newServers has two pods that answer with their names, by TCP and UDP, some
+// objects more, usually the Service server, and a client.
+func newServers(t *testing.T, more ...runtime.Object) *space {
 	t.Helper()
 	s := newSpace(t)
-	s.apply(servers + services)
+	s.create(append(more, kube.Deployment("server", 2, kube.Serve(""), kube.Ready(kube.TCP(8080)), kube.Container("udp", kube.Echo(7000))))...)
 	s.client()
 	s.pods("app=server", 2)
 	return s
@@ -66,17 +41,7 @@ func (s *space) reachesBoth(url string) {
 }
 
 func TestClusterIPServiceIsReachedByNameAndByAddress(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  selector: {app: server}
-  ports:
-  - {name: http, port: 80, targetPort: http}
-  - {name: echo, port: 7, targetPort: echo, protocol: UDP}
-`)
+	s := newServers(t, kube.Service("server", kube.Port(80, "http"), kube.UDP(7, "echo")))
 	ip := s.get("service/server", ".spec.clusterIP")
 	for _, host := range []string{"server", "server." + s.ns, "server." + s.ns + ".svc.cluster.local", ip} {
 		wantPart(t, "the answer from "+host, s.fromPod("http://"+host), "server-")
@@ -87,16 +52,7 @@ spec:
 }
 
 func TestClientsKeepTheirAddressBehindAService(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  selector: {app: server}
-  ports:
-  - {port: 80, targetPort: http}
-`)
+	s := newServers(t, kube.Service("server", kube.Port(80, "http")))
 	remote, _, err := net.SplitHostPort(s.fromPod("http://server/remote"))
 	if err != nil {
 		t.Fatal(err)
@@ -106,44 +62,13 @@ spec:
 
 func TestPodReachesItselfThroughItsService(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: alone
-  labels: {app: alone}
-spec:
-  containers:
-  - name: alone
-    image: knarr.dev/test:1
-    args: [testbox, serve]
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: self
-spec:
-  selector: {app: alone}
-  ports:
-  - {port: 80, targetPort: 8080}
-`)
+	s.create(kube.Pod("alone", kube.Serve("")), kube.Service("self", kube.For("alone"), kube.Port(80, "http")))
 	s.running("alone")
 	want(t, "the answer", s.in("alone", "testbox", "get", "http://self", "--retry", "30s"), "alone")
 }
 
 func TestNodePortServiceIsReachedOnEveryAddressOfTheNode(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  type: NodePort
-  selector: {app: server}
-  ports:
-  - {name: http, port: 80, targetPort: http}
-  - {name: echo, port: 7, targetPort: echo, protocol: UDP}
-`)
+	s := newServers(t, kube.Service("server", kube.NodePort, kube.Port(80, "http"), kube.UDP(7, "echo")))
 	tcp := s.get("service/server", ".spec.ports[0].nodePort")
 	wantPart(t, "the answer to a pod by the node's address", s.fromPod("http://"+s.nodeAddr(tcp)), "server-")
 	wantPart(t, "the answer to a pod by name", s.fromPod("http://server"), "server-")
@@ -186,19 +111,11 @@ func (s *space) echoes(addr string) {
 }
 
 func TestNodePortWithLocalPolicyServesLocalPods(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  type: NodePort
-  externalTrafficPolicy: Local
-  internalTrafficPolicy: Local
-  selector: {app: server}
-  ports:
-  - {port: 80, targetPort: http}
-`)
+	s := newServers(t, kube.Service("server", kube.NodePort, kube.Port(80, "http"), func(s *corev1.ServiceSpec) {
+		s.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
+		local := corev1.ServiceInternalTrafficPolicyLocal
+		s.InternalTrafficPolicy = &local
+	}))
 	port := s.get("service/server", ".spec.ports[0].nodePort")
 	wantPart(t, "the answer to a pod", s.fromPod("http://"+s.nodeAddr(port)), "server-")
 	wantPart(t, "the answer to a pod by name", s.fromPod("http://server"), "server-")
@@ -207,17 +124,7 @@ spec:
 }
 
 func TestLoadBalancerServiceAnswersOnItsNodePort(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  type: LoadBalancer
-  selector: {app: server}
-  ports:
-  - {port: 80, targetPort: http}
-`)
+	s := newServers(t, kube.Service("server", kube.LoadBalancer, kube.Port(80, "http")))
 	port := s.get("service/server", ".spec.ports[0].nodePort")
 	wantPart(t, "the answer to a pod by name", s.fromPod("http://server"), "server-")
 	wantPart(t, "the answer to a pod", s.fromPod("http://"+s.nodeAddr(port)), "server-")
@@ -225,73 +132,30 @@ spec:
 }
 
 func TestExternalIPsLeadToTheService(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  selector: {app: server}
-  externalIPs: [192.0.2.80]
-  ports:
-  - {port: 8000, targetPort: http}
-`)
+	s := newServers(t, kube.Service("server", kube.Port(8000, "http"), func(s *corev1.ServiceSpec) {
+		s.ExternalIPs = []string{"192.0.2.80"}
+	}))
 	wantPart(t, "the answer to a pod", s.fromPod("http://192.0.2.80:8000"), "server-")
 	wantPart(t, "the answer on the node", s.fromNode("http://192.0.2.80:8000"), "server-")
 }
 
 func TestHeadlessServiceResolvesToItsPods(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  clusterIP: None
-  selector: {app: server}
-  ports:
-  - {port: 8080}
-`)
+	s := newServers(t, kube.Service("server", kube.Headless, kube.Port(8080, "http")))
 	wantPart(t, "the answer", s.fromPod("http://server:8080"), "server-")
 	got := s.in("client", "testbox", "lookup", "server."+s.ns+".svc.cluster.local", "a")
 	want(t, "the addresses", sortedFields(got), sortedFields(s.get("pods", ".items[?(@.metadata.labels.app=='server')].status.podIP")))
 }
 
 func TestExternalNameServiceIsAnotherName(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  selector: {app: server}
-  ports:
-  - {port: 80, targetPort: http}
-`)
-	s.apply(fmt.Sprintf(`
-apiVersion: v1
-kind: Service
-metadata:
-  name: alias
-spec:
-  type: ExternalName
-  externalName: server.%s.svc.cluster.local
-`, s.ns))
+	s := newServers(t, kube.Service("server", kube.Port(80, "http")))
+	s.create(kube.Service("alias", kube.Alias("server."+s.ns+".svc.cluster.local")))
 	wantPart(t, "the answer", s.fromPod("http://alias"), "server-")
 }
 
 func TestSessionAffinityKeepsAClientOnOnePod(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  sessionAffinity: ClientIP
-  selector: {app: server}
-  ports:
-  - {port: 80, targetPort: http}
-`)
+	s := newServers(t, kube.Service("server", kube.Port(80, "http"), func(s *corev1.ServiceSpec) {
+		s.SessionAffinity = corev1.ServiceAffinityClientIP
+	}))
 	first := s.fromPod("http://server")
 	out := s.in("client", "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do testbox get http://server || exit; done")
 	if other := strings.TrimSpace(strings.ReplaceAll(out, first, "")); other != "" {
@@ -301,17 +165,7 @@ spec:
 
 func TestServiceWithoutPodsRefusesAtOnce(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Service
-metadata:
-  name: empty
-spec:
-  type: NodePort
-  selector: {app: nobody}
-  ports:
-  - {port: 80}
-`)
+	s.create(kube.Service("empty", kube.NodePort, kube.Port(80, 80)))
 	s.client()
 	for _, host := range []string{"empty:80", s.nodeAddr(s.get("service/empty", ".spec.ports[0].nodePort"))} {
 		s.WaitFor(t, host+" to refuse", func(context.Context) (bool, error) {
@@ -322,42 +176,19 @@ spec:
 }
 
 func TestServiceWithoutSelectorUsesTheUsersEndpoints(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: manual
-spec:
-  ports:
-  - {name: http, port: 80}
-`)
+	s := newServers(t, kube.Service("manual", kube.Manual, kube.Port(80, "http")))
 	ip := strings.Fields(s.get("pods", ".items[?(@.metadata.labels.app=='server')].status.podIP"))[0]
-	s.apply(fmt.Sprintf(`
-apiVersion: discovery.k8s.io/v1
-kind: EndpointSlice
-metadata:
-  name: manual-1
-  labels: {kubernetes.io/service-name: manual}
-addressType: IPv4
-ports:
-- {name: http, port: 8080}
-endpoints:
-- addresses: [%s]
-`, ip))
+	s.create(&discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Name: "manual-1", Labels: map[string]string{discoveryv1.LabelServiceName: "manual"}},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: new("http"), Port: new(int32(8080))}},
+		Endpoints:   []discoveryv1.Endpoint{{Addresses: []string{ip}}},
+	})
 	wantPart(t, "the answer", s.fromPod("http://manual"), "server-")
 }
 
 func TestServiceFollowsItsPods(t *testing.T) {
-	s := newServers(t, `
-apiVersion: v1
-kind: Service
-metadata:
-  name: server
-spec:
-  selector: {app: server}
-  ports:
-  - {port: 80, targetPort: http}
-`)
+	s := newServers(t, kube.Service("server", kube.Port(80, "http")))
 	s.reachesBoth("http://server")
 	s.kubectl("scale", "deployment/server", "--replicas=1")
 	left := s.pods("app=server", 1)[0].Name

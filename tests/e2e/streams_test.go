@@ -11,22 +11,13 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 func TestLogsHaveEveryLineInOrder(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: speaker
-spec:
-  restartPolicy: Never
-  containers:
-  - name: speaker
-    image: knarr.dev/test:1
-    args: [testbox, spew, --rate=1MB, --for=2s]
-`)
+	s.create(kube.Pod("speaker", kube.Once, kube.Testbox("spew", "--rate=1MB", "--for=2s")))
 	s.pod("speaker", "started", func(p *corev1.Pod) bool { return p.Status.Phase != corev1.PodPending })
 	count, summary := 0, ""
 	for _, line := range s.start("logs", "-f", "speaker").rest() {
@@ -45,18 +36,7 @@ spec:
 
 func TestFollowedLogsShowLinesAsTheyAreWritten(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: speaker
-spec:
-  restartPolicy: Never
-  containers:
-  - name: speaker
-    image: knarr.dev/test:1
-    command: [sh, -c, "mkfifo /tmp/words; echo before; cat /tmp/words; echo end"]
-`)
+	s.create(kube.Pod("speaker", kube.Once, kube.Shell("mkfifo /tmp/words; echo before; cat /tmp/words; echo end")))
 	s.running("speaker")
 	follow := s.start("logs", "-f", "speaker")
 	want(t, "the first line", follow.line(), "before")
@@ -68,22 +48,8 @@ spec:
 
 func TestLogsOfThePreviousContainerAreKept(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: twice
-spec:
-  containers:
-  - name: twice
-    image: knarr.dev/test:1
-    command: [sh, -c, "if [ -e /state/seen ]; then echo second life; testbox sleep; fi; touch /state/seen; echo first life; exit 1"]
-    volumeMounts:
-    - {name: state, mountPath: /state}
-  volumes:
-  - name: state
-    emptyDir: {}
-`)
+	s.create(kube.Pod("twice", kube.Mount("state", "/state", kube.Scratch()),
+		kube.Shell("if [ -e /state/seen ]; then echo second life; testbox sleep; fi; touch /state/seen; echo first life; exit 1")))
 	s.pod("twice", "restarted", func(p *corev1.Pod) bool {
 		c := p.Status.ContainerStatuses
 		return len(c) == 1 && c[0].RestartCount == 1 && c[0].State.Running != nil
@@ -137,20 +103,8 @@ func TestExecGivesATerminal(t *testing.T) {
 
 func TestAttachJoinsARunningContainer(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Pod
-metadata:
-  name: listener
-spec:
-  restartPolicy: Never
-  containers:
-  - name: listener
-    image: knarr.dev/test:1
-    stdin: true
-    stdinOnce: true
-    command: [sh, -c, "read word; echo heard $word; read word; echo heard $word"]
-`)
+	s.create(kube.Pod("listener", kube.Once, kube.Shell("read word; echo heard $word; read word; echo heard $word"),
+		kube.Box(func(c *corev1.Container) { c.Stdin, c.StdinOnce = true, true })))
 	s.running("listener")
 	attached := s.start("attach", "-i", "listener")
 	if _, err := io.WriteString(attached.stdin, "one\n"); err != nil {
@@ -177,7 +131,7 @@ func TestRunAttachesToAPodAndRemovesIt(t *testing.T) {
 
 func TestPortForwardReachesPodAndService(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("forwarded"))
+	s.create(web("forwarded")...)
 	pod := s.pods("app=web", 2)[0].Name
 	for _, c := range [][]string{{"pod/" + pod, ":8080"}, {"service/web", ":80"}} {
 		forward := s.start(append([]string{"port-forward"}, c...)...)
@@ -215,7 +169,7 @@ func TestCpCopiesBothWays(t *testing.T) {
 
 func TestDebugContainerJoinsARunningPod(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("patient"))
+	s.create(web("patient")...)
 	pod := s.pods("app=web", 2)[0].Name
 	s.kubectl("debug", pod, "--image=knarr.dev/test:1", "--container=doctor", "--", "testbox", "get", "http://localhost:8080")
 	s.pod(pod, "examined", func(p *corev1.Pod) bool {

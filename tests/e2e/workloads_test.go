@@ -7,58 +7,31 @@ import (
 	"strings"
 	"testing"
 
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 // web is a Deployment that answers with a text, and its Service.
-func web(text string) string {
-	return fmt.Sprintf(`
-apiVersion: apps/v1
-kind: Deployment
-metadata:
-  name: web
-spec:
-  replicas: 2
-  selector:
-    matchLabels: {app: web}
-  template:
-    metadata:
-      labels: {app: web}
-    spec:
-      containers:
-      - name: web
-        image: knarr.dev/test:1
-        args: [testbox, serve, --port=8080, --body=%s]
-        ports:
-        - name: http
-          containerPort: 8080
-        readinessProbe:
-          httpGet: {path: /ready, port: http}
-          periodSeconds: 1
----
-apiVersion: v1
-kind: Service
-metadata:
-  name: web
-spec:
-  selector: {app: web}
-  ports:
-  - name: http
-    port: 80
-    targetPort: http
-`, text)
+func web(text string) []runtime.Object {
+	return []runtime.Object{
+		kube.Deployment("web", 2, kube.Serve(text), kube.Ready(kube.HTTP("/ready", 8080))),
+		kube.Service("web", kube.Port(80, "http")),
+	}
 }
 
 func TestDeploymentRollsOutAndBackAndScales(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("first"))
+	s.create(web("first")...)
 	s.client()
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 	want(t, "the answer", s.fromPod("http://web"), "first")
 
-	s.apply(web("second"))
+	s.create(web("second")...)
 	s.kubectl("rollout", "status", "deployment/web", "--timeout=60s")
 	s.pods("app=web", 2)
 	want(t, "the answer after the roll-out", s.fromPod("http://web"), "second")
@@ -83,7 +56,7 @@ func TestDeploymentRollsOutAndBackAndScales(t *testing.T) {
 
 func TestDeploymentReplacesDeletedPod(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("here"))
+	s.create(web("here")...)
 	old := s.pods("app=web", 2)[0].Name
 	s.kubectl("delete", "pod", old, "--wait=false")
 	for _, p := range s.pods("app=web", 2) {
@@ -95,7 +68,7 @@ func TestDeploymentReplacesDeletedPod(t *testing.T) {
 
 func TestDeletedDeploymentTakesItsPodsAlong(t *testing.T) {
 	s := newSpace(t)
-	s.apply(web("here"))
+	s.create(web("here")...)
 	s.pods("app=web", 2)
 	s.kubectl("delete", "deployment", "web")
 	s.pods("app=web", 0)
@@ -106,7 +79,7 @@ func TestDeletedNamespaceTakesEverythingAlong(t *testing.T) {
 	s := newSpace(t)
 	name := s.ns + "-gone"
 	s.Kubectl(t, "create", "namespace", name)
-	s.Apply(t, name, web("here"))
+	s.Create(t, name, web("here")...)
 	s.WaitPods(t, name, "app=web", 2)
 	s.Kubectl(t, "delete", "namespace", name, "--timeout=60s")
 	if out, err := s.KubectlErr("get", "namespace", name); err == nil {
@@ -116,23 +89,9 @@ func TestDeletedNamespaceTakesEverythingAlong(t *testing.T) {
 
 func TestJobRunsToItsCompletions(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: count
-spec:
-  completionMode: Indexed
-  completions: 3
-  parallelism: 2
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-      - name: count
-        image: knarr.dev/test:1
-        command: [sh, -c, 'echo index $JOB_COMPLETION_INDEX']
-`)
+	count := kube.Job("count", kube.Shell("echo index $JOB_COMPLETION_INDEX"))
+	count.Spec.CompletionMode, count.Spec.Completions, count.Spec.Parallelism = new(batchv1.IndexedCompletion), new(int32(3)), new(int32(2))
+	s.create(count)
 	s.waitUntil("job/count", "condition=complete")
 	var lines []string
 	for line := range strings.Lines(s.kubectl("logs", "-l", "job-name=count")) {
@@ -144,21 +103,9 @@ spec:
 
 func TestJobFailsAfterItsBackoffLimit(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: broken
-spec:
-  backoffLimit: 0
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-      - name: broken
-        image: knarr.dev/test:1
-        args: [testbox, exit, "3"]
-`)
+	broken := kube.Job("broken", kube.Testbox("exit", "3"))
+	broken.Spec.BackoffLimit = new(int32)
+	s.create(broken)
 	s.waitUntil("job/broken", "condition=failed")
 	want(t, "the reason", s.get("job/broken", ".status.conditions[?(@.type=='Failed')].reason"), "BackoffLimitExceeded")
 	want(t, "the exit code", s.get("pods", ".items[0].status.containerStatuses[0].state.terminated.exitCode"), "3")
@@ -166,43 +113,18 @@ spec:
 
 func TestFinishedJobIsRemovedAfterItsTimeToLive(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: batch/v1
-kind: Job
-metadata:
-  name: brief
-spec:
-  ttlSecondsAfterFinished: 0
-  template:
-    spec:
-      restartPolicy: Never
-      containers:
-      - name: brief
-        image: knarr.dev/test:1
-        args: [testbox, exit, "0"]
-`)
+	brief := kube.Job("brief", kube.Testbox("exit", "0"))
+	brief.Spec.TTLSecondsAfterFinished = new(int32)
+	s.create(brief)
 	s.waitUntil("job/brief", "delete")
 }
 
 func TestCronJobMakesJobs(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: batch/v1
-kind: CronJob
-metadata:
-  name: yearly
-spec:
-  schedule: "0 0 1 1 *"
-  jobTemplate:
-    spec:
-      template:
-        spec:
-          restartPolicy: OnFailure
-          containers:
-          - name: greet
-            image: knarr.dev/test:1
-            command: [echo, happy new year]
-`)
+	s.create(&batchv1.CronJob{ObjectMeta: metav1.ObjectMeta{Name: "yearly"}, Spec: batchv1.CronJobSpec{
+		Schedule:    "0 0 1 1 *",
+		JobTemplate: batchv1.JobTemplateSpec{Spec: kube.Job("greet", kube.Run("echo", "happy new year")).Spec},
+	}})
 	s.kubectl("create", "job", "--from=cronjob/yearly", "early")
 	s.waitUntil("job/early", "condition=complete")
 	want(t, "the job's output", s.kubectl("logs", "job/early"), "happy new year\n")
@@ -210,32 +132,13 @@ spec:
 
 func TestDaemonSetRunsOnTheNode(t *testing.T) {
 	s := newSpace(t)
-	manifest := `
-apiVersion: apps/v1
-kind: DaemonSet
-metadata:
-  name: agent
-spec:
-  selector:
-    matchLabels: {app: agent}
-  template:
-    metadata:
-      labels: {app: agent}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: agent
-        image: knarr.dev/test:1
-        env:
-        - {name: EDITION, value: "1"}
-`
-	s.apply(manifest)
+	s.create(kube.DaemonSet("agent", kube.Env("EDITION", "1")))
 	s.kubectl("rollout", "status", "daemonset/agent", "--timeout=60s")
 	pod := s.pods("app=agent", 1)[0]
 	node := s.Kubectl(t, "get", "nodes", "-o", "jsonpath={.items[*].metadata.name}")
 	want(t, "the node of the pod", pod.Spec.NodeName, node)
 
-	s.apply(strings.Replace(manifest, `"1"`, `"2"`, 1))
+	s.create(kube.DaemonSet("agent", kube.Env("EDITION", "2")))
 	s.kubectl("rollout", "status", "daemonset/agent", "--timeout=60s")
 	pod = s.pods("app=agent", 1)[0]
 	want(t, "the pod's edition after the roll-out", s.in(pod.Name, "sh", "-c", "echo $EDITION"), "2")
@@ -243,40 +146,7 @@ spec:
 
 func TestStatefulSetKeepsNamesAndAddressesByName(t *testing.T) {
 	s := newSpace(t)
-	s.apply(`
-apiVersion: v1
-kind: Service
-metadata:
-  name: db
-spec:
-  clusterIP: None
-  selector: {app: db}
-  ports:
-  - name: http
-    port: 8080
----
-apiVersion: apps/v1
-kind: StatefulSet
-metadata:
-  name: db
-spec:
-  serviceName: db
-  replicas: 3
-  selector:
-    matchLabels: {app: db}
-  template:
-    metadata:
-      labels: {app: db}
-    spec:
-      terminationGracePeriodSeconds: 1
-      containers:
-      - name: db
-        image: knarr.dev/test:1
-        args: [testbox, serve]
-        readinessProbe:
-          tcpSocket: {port: 8080}
-          periodSeconds: 1
-`)
+	s.create(kube.Service("db", kube.Headless, kube.Port(8080, "http")), kube.StatefulSet("db", 3, kube.Serve(""), kube.Ready(kube.TCP(8080))))
 	s.client()
 	pods := s.pods("app=db", 3)
 	slices.SortFunc(pods, func(a, b *corev1.Pod) int { return strings.Compare(a.Name, b.Name) })

@@ -3,6 +3,7 @@ package harness
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/tools/cache"
 	watchtools "k8s.io/client-go/tools/watch"
 )
@@ -51,6 +53,27 @@ func (n *Node) Apply(t testing.TB, namespace, manifest string) {
 	if _, err := n.kubectl(t.Context(), []byte(manifest), args); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Create applies objects, such as those of package kube, to a namespace. What
+// is there already is changed.
+func (n *Node) Create(t testing.TB, namespace string, objects ...runtime.Object) {
+	t.Helper()
+	list := metav1.List{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "List"}}
+	for _, o := range objects {
+		kinds, _, err := scheme.Scheme.ObjectKinds(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o = o.DeepCopyObject()
+		o.GetObjectKind().SetGroupVersionKind(kinds[0])
+		list.Items = append(list.Items, runtime.RawExtension{Object: o})
+	}
+	manifest, err := json.Marshal(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Apply(t, namespace, string(manifest))
 }
 
 func (n *Node) kubectl(ctx context.Context, stdin []byte, args []string) (string, error) {

@@ -72,8 +72,7 @@ type Node struct {
 	logPath string
 
 	mu     sync.Mutex
-	server *process
-	notify *supervisor
+	server *throwaway.Server
 }
 
 // Start makes a node for one test and waits until it is ready. It is stopped
@@ -173,11 +172,16 @@ func (n *Node) connect() error {
 // Status is what the server says about its components.
 func (n *Node) Status(t testing.TB) *status.Report {
 	t.Helper()
-	r, err := status.Fetch(t.Context(), n.Host.Path("/run/knarr/status.sock"))
+	r, err := n.StatusErr(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// StatusErr is Status for a server that may not listen yet.
+func (n *Node) StatusErr(ctx context.Context) (*status.Report, error) {
+	return status.Fetch(ctx, n.Host.Path("/run/knarr/status.sock"))
 }
 
 // Log is all that the servers have written so far.
@@ -217,19 +221,16 @@ func (n *Node) showLog(t testing.TB) {
 // Close stops the server, removes the host and tells what is left of it.
 func (n *Node) Close() error {
 	var errs []error
-	p, s := n.current()
-	if p != nil && !p.ended() {
-		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if p := n.current(); p != nil {
+		if err := p.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 			errs = append(errs, err)
 		}
 		select {
-		case <-p.done:
+		case <-p.Done():
 		case <-time.After(stopTimeout):
 			errs = append(errs, fmt.Errorf("the server still ran %s after SIGTERM\n%s", stopTimeout, n.tail()))
 		}
-	}
-	if s != nil {
-		s.close()
+		p.Close()
 	}
 	errs = append(errs, n.lab.Close())
 	for _, path := range append(n.cgroups, n.lab.Dir()) {

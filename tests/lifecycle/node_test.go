@@ -18,28 +18,19 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/bundle/ocitar"
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 // idle is for how long a healthy server must be silent.
 const idle = 10 * time.Second
 
-const served = `
-apiVersion: v1
-kind: Pod
-metadata: {name: web, labels: {app: web}}
-spec: {containers: [{name: serve, image: "knarr.dev/test:1", args: [testbox, serve, --body, hello]}]}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]}
-`
-
 func TestNode(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	t.Run("logs a few lines, and then none while it is idle", func(t *testing.T) { quiet(t, n) })
 
-	n.Apply(t, "default", served)
+	n.Create(t, "default", kube.Pod("web", kube.Serve("hello")), kube.Service("web", kube.NodePort, kube.Port(80, 8080), func(s *corev1.ServiceSpec) {
+		s.Ports[0].NodePort = 30080
+	}))
 	n.WaitPodRunning(t, "default", "web")
 	t.Run("is shown as users expect", func(t *testing.T) { shown(t, n) })
 	t.Run("brings its tools", func(t *testing.T) { tools(t, n) })
@@ -94,7 +85,7 @@ func tools(t *testing.T, n *harness.Node) {
 		command []string
 	}{
 		{"node/node", []string{"/opt/kubectl", "get", "nodes", "-o", "name"}},
-		{"serve", []string{n.Exe, "crictl", "ps"}},
+		{"web", []string{n.Exe, "crictl", "ps"}},
 		{"RUNNING", []string{n.Exe, "ctr", "tasks", "list"}},
 		{"knarr.dev/pause:1", []string{n.Exe, "ctr", "images", "list"}},
 		{"kubelet", []string{n.Exe, "status"}},
@@ -112,7 +103,7 @@ func closedKubelet(t *testing.T, n *harness.Node) {
 		DialContext: n.Host.DialContext, DisableKeepAlives: true,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, // whoever it is, it shall not answer us
 	}}
-	for _, path := range []string{"/pods", "/metrics", "/run/default/web/serve", "/logs/", "/configz"} {
+	for _, path := range []string{"/pods", "/metrics", "/run/default/web/web", "/logs/", "/configz"} {
 		resp, err := client.Get("https://127.0.0.1:10250" + path)
 		if err != nil {
 			t.Fatal(err)
@@ -192,7 +183,9 @@ func droppedArchive(t *testing.T, n *harness.Node) {
 		}
 		return false, fmt.Errorf("images: %v", list.Images)
 	})
-	n.Apply(t, "default", `{apiVersion: v1, kind: Pod, metadata: {name: dropped}, spec: {containers: [{name: a, image: "example.org/dropped:1", imagePullPolicy: Never}]}}`)
+	n.Create(t, "default", kube.Pod("dropped", kube.Box(func(c *corev1.Container) {
+		c.Image, c.ImagePullPolicy = "example.org/dropped:1", corev1.PullNever
+	})))
 	n.WaitPodRunning(t, "default", "dropped")
 }
 

@@ -18,8 +18,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 // absence is how long the server stays away in tests of what goes on without it.
@@ -27,52 +29,24 @@ const absence = 10 * time.Second
 
 // workload is a Service with two pods, clients of it, and a pod that writes a
 // megabyte a second to its log.
-const workload = `
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  replicas: 2
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web, all: "yes"}}
-    spec:
-      containers:
-      - {name: web, image: "knarr.dev/test:1", args: [testbox, serve], readinessProbe: {httpGet: {port: 8080, path: /healthz}, periodSeconds: 1}}
----
-apiVersion: v1
-kind: Service
-metadata: {name: web}
-spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: spew, labels: {all: "yes"}}
-spec: {containers: [{name: spew, image: "knarr.dev/test:1", args: [testbox, spew, --rate, 1MB/s, --report, /tmp/longest]}]}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: lookups, labels: {all: "yes"}}
-spec: {containers: [{name: probe, image: "knarr.dev/test:1", args: [testbox, probe, lookup, kubernetes.default.svc.cluster.local, --every, 50ms, --timeout, 20s]}]}
-`
-
-// A podClient asks the Service by its address, which is known only once it is
-// there.
-const podClient = `
-apiVersion: v1
-kind: Pod
-metadata: {name: gets, labels: {all: "yes"}}
-spec: {containers: [{name: probe, image: "knarr.dev/test:1", args: [testbox, probe, get, "http://%s/", --every, 20ms]}]}
-`
+func workload() []runtime.Object {
+	all := kube.Label("all", "yes")
+	return []runtime.Object{
+		kube.Deployment("web", 2, all, kube.Serve(""), kube.Ready(kube.HTTP("/healthz", 8080))),
+		kube.Service("web", kube.Port(80, 8080)),
+		kube.Pod("spew", all, kube.Testbox("spew", "--rate", "1MB/s", "--report", "/tmp/longest")),
+		kube.Pod("lookups", all, kube.Testbox("probe", "lookup", "kubernetes.default.svc.cluster.local", "--every", "50ms", "--timeout", "20s")),
+	}
+}
 
 const podsOfWorkload = 5
 
 func TestPodsOutliveTheServer(t *testing.T) {
 	n := harness.Start(t, harness.Options{Exe: "/opt/own/knarr"})
 	ns := n.Namespace(t)
-	n.Apply(t, ns, workload)
+	n.Create(t, ns, workload()...)
 	service := n.Kubectl(t, "get", "service", "web", "-n", ns, "-o", "jsonpath={.spec.clusterIP}")
-	n.Apply(t, ns, fmt.Sprintf(podClient, service))
+	n.Create(t, ns, kube.Pod("gets", kube.Label("all", "yes"), kube.Testbox("probe", "get", "http://"+service+"/", "--every", "20ms")))
 	n.WaitPods(t, ns, "all=yes", podsOfWorkload)
 	w := &outliving{n: n, ns: ns, service: service}
 	w.answers(t)

@@ -11,14 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
-
-const firstPod = `
-apiVersion: v1
-kind: Pod
-metadata: {name: first}
-spec: {containers: [{name: serve, image: "knarr.dev/test:1", args: [testbox, serve]}]}
-`
 
 func TestReadyMeansReady(t *testing.T) {
 	for round := range 3 {
@@ -39,7 +33,7 @@ func readyMeansReady(t *testing.T) {
 
 	n.Kubectl(t, "wait", "--for=create", "node/node", "--timeout=1m")
 	n.Kubectl(t, "wait", "--for=condition=Ready", "node/node", "--timeout=1m")
-	n.Apply(t, "default", firstPod)
+	n.Create(t, "default", kube.Pod("first", kube.Serve("")))
 
 	n.WaitReady(t)
 	// One question, asked once.

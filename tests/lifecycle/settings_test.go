@@ -4,7 +4,10 @@ import (
 	"strings"
 	"testing"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/knarr-dev/knarr/tests/harness"
+	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
 const otherScheduler = `
@@ -19,15 +22,6 @@ case "$CNI_COMMAND" in
 VERSION) echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}' ;;
 ADD) echo '{"cniVersion":"1.0.0","interfaces":[{"name":"eth0","sandbox":"'"$CNI_NETNS"'"}],"ips":[{"address":"10.77.0.7/32","interface":0}]}' ;;
 esac
-`
-
-const otherPod = `
-apiVersion: v1
-kind: Pod
-metadata: {name: other}
-spec:
-  schedulerName: packer
-  containers: [{name: sleep, image: "knarr.dev/test:1", args: [testbox, sleep]}]
 `
 
 func TestSettingsOfUsersAreHonoured(t *testing.T) {
@@ -45,7 +39,7 @@ func TestSettingsOfUsersAreHonoured(t *testing.T) {
 	})
 	n.Exec(t, "chmod", "+x", "/opt/cni/bin/other")
 	n.Resume(t)
-	n.Apply(t, "default", otherPod)
+	n.Create(t, "default", kube.Pod("other", kube.Spec(func(p *corev1.PodSpec) { p.SchedulerName = "packer" })))
 	if pod := n.WaitPodRunning(t, "default", "other"); pod.Status.PodIP != "10.77.0.7" {
 		t.Errorf("the pod's address is %s, not that of the user's plugin", pod.Status.PodIP)
 	}
@@ -70,7 +64,7 @@ func TestControlPlaneAlone(t *testing.T) {
 			t.Errorf("component %s is part of a control plane", c.Name)
 		}
 	}
-	n.Apply(t, "default", firstPod)
+	n.Create(t, "default", kube.Pod("first"))
 	if phase := n.Kubectl(t, "get", "pod", "first", "-o", "jsonpath={.status.phase}"); phase != "Pending" {
 		t.Errorf("a pod without a node is %s", phase)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -25,6 +26,8 @@ const (
 	mirror = "steady-node"
 )
 
+var noDatabase = strings.Repeat("no database\n", 1000)
+
 func steady(body string) string {
 	return fmt.Sprintf(`
 apiVersion: v1
@@ -35,6 +38,9 @@ spec:
   containers: [{name: serve, image: "knarr.dev/test:1", args: [testbox, serve, --port, "80", --body, %q]}]
 `, body, body)
 }
+
+// store is the cluster's file.
+const store = "/var/lib/knarr/server/db/state.db"
 
 func TestStaticPods(t *testing.T) {
 	n := harness.Prepare(t, harness.Options{Files: map[string]string{manifests + "/steady.yaml": steady("first")}})
@@ -87,14 +93,13 @@ func staticPodWithoutPort(t *testing.T, n *harness.Node) {
 }
 
 func staticPodWithABrokenStore(t *testing.T, n *harness.Node) {
-	const store = "/var/lib/knarr/server/db/state.db"
 	n.Stop(t)
 	for _, suffix := range []string{"-wal", "-shm"} {
 		if err := os.Remove(n.Host.Path(store + suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			t.Fatal(err)
 		}
 	}
-	n.Write(t, store, strings.Repeat("no database\n", 1000))
+	n.Write(t, store, noDatabase)
 	n.Write(t, manifests+"/steady.yaml", steady("third"))
 	if err := n.Launch(); err != nil {
 		t.Fatal(err)
@@ -116,6 +121,28 @@ func staticPodWithABrokenStore(t *testing.T, n *harness.Node) {
 	if _, err := n.Client.CoreV1().ServiceAccounts("default").Get(t.Context(), "default", metav1.GetOptions{}); err != nil {
 		t.Error(err)
 	}
+}
+
+// The node has never been told its pod subnet, and takes the one that a new
+// cluster gives its first node.
+func TestStaticPodRunsOnAMachineWhoseStoreWasNeverWhole(t *testing.T) {
+	n := harness.Prepare(t, harness.Options{Files: map[string]string{manifests + "/steady.yaml": steady("alone"), store: noDatabase}})
+	if err := n.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	waitSays(t, n, "alone")
+	waitFailing(t, n)
+
+	if err := os.Remove(n.Host.Path(store)); err != nil {
+		t.Fatal(err)
+	}
+	n.WaitReady(t)
+	pod := n.WaitPodRunning(t, "default", mirror)
+	subnet := netip.MustParsePrefix(n.Kubectl(t, "get", "node", "node", "-o", "jsonpath={.spec.podCIDR}"))
+	if ip := netip.MustParseAddr(pod.Status.PodIP); !subnet.Contains(ip) {
+		t.Errorf("the static pod's address %s is not of the node's subnet %s", ip, subnet)
+	}
+	waitSays(t, n, "alone")
 }
 
 // holdPort has another program listen on a port of the host.

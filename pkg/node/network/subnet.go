@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -41,6 +42,8 @@ type SubnetConfig struct {
 type Subnet struct {
 	cfg SubnetConfig
 	cni *CNI
+
+	mu sync.Mutex
 	// now is what the CNI configuration says; invalid before it is written.
 	now netip.Prefix
 }
@@ -69,11 +72,34 @@ func (s *Subnet) Prepare() (netip.Prefix, error) {
 	if !subnet.IsValid() {
 		return subnet, nil
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return subnet, s.write(subnet)
+}
+
+// Assume gives pods addresses of the first subnet, if nothing is known of
+// another: for static pods of a server whose API server fails before it has
+// ever told the subnet. The cluster will give the node that one unless it has
+// had other nodes; then what the cluster says replaces it, with a warning. A
+// server that joins others must not call it.
+func (s *Subnet) Assume() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.now.IsValid() {
+		return nil
+	}
+	subnet := s.predicted()
+	s.cfg.Log.Info("the API server can't tell this node's pod subnet; taking the first for static pods", "subnet", subnet)
+	return s.write(subnet)
+}
+
+// write is for those that hold mu.
+func (s *Subnet) write(subnet netip.Prefix) error {
 	if err := s.cni.Write(subnet); err != nil {
-		return netip.Prefix{}, err
+		return err
 	}
 	s.now = subnet
-	return subnet, nil
+	return nil
 }
 
 // predicted is the subnet that the controller manager gives the first node.
@@ -168,14 +194,15 @@ func (s *Subnet) Run(ctx context.Context, ready chan<- struct{}) error {
 
 // settle makes the subnet the one that pods get addresses of.
 func (s *Subnet) settle(subnet netip.Prefix) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.now.IsValid() && s.now != subnet {
 		s.cfg.Log.Info("the cluster gives this node another pod subnet", "was", s.now, "is", subnet)
 	}
 	// Also when the subnet was right: the way out may have come up since.
-	if err := s.cni.Write(subnet); err != nil {
+	if err := s.write(subnet); err != nil {
 		return err
 	}
-	s.now = subnet
 	if s.remembered() != subnet {
 		if err := s.remember(subnet); err != nil {
 			return err

@@ -168,6 +168,29 @@ func TestWrongPredictionIsMended(t *testing.T) {
 	}
 }
 
+func TestFirstSubnetIsAssumedUntilTheClusterTellsAnother(t *testing.T) {
+	ns := inNetns(t)
+	s := newSubnetTest(t, "", apiNode("a", "10.42.5.0/24"))
+	sub := NewSubnet(s.cfg, s.cni)
+	if got := must[netip.Prefix](t)(sub.Prepare()); got.IsValid() {
+		t.Errorf("%v was prepared out of nothing", got)
+	}
+	s.says(t, "")
+	if err := sub.Assume(); err != nil {
+		t.Fatal(err)
+	}
+	s.says(t, "10.42.0.0/24")
+	if got := must[netip.Prefix](t)(NewSubnet(s.cfg, s.cni).Prepare()); got.IsValid() {
+		t.Errorf("what was only assumed is remembered: %v", got)
+	}
+	s.run(t, sub, ns)()
+	s.says(t, "10.42.5.0/24")
+	if err := sub.Assume(); err != nil {
+		t.Fatal(err)
+	}
+	s.says(t, "10.42.5.0/24")
+}
+
 func TestRightBridgeStays(t *testing.T) {
 	ns := inNetns(t)
 	s := newSubnetTest(t, `{"subnet":"10.42.5.0/24"}`, apiNode("a", "10.42.5.0/24"))

@@ -2,7 +2,6 @@ package proxy
 
 import (
 	v1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	coreinformers "k8s.io/client-go/informers/core/v1"
@@ -11,6 +10,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/kubernetes/pkg/proxy/apis"
+
+	"github.com/knarr-dev/knarr/pkg/part"
 )
 
 // informers follow what the proxy needs to know. They never resync: a watch
@@ -36,17 +37,9 @@ func newInformers(client kubernetes.Interface, nodeName string) informers {
 		}),
 	}
 	for _, i := range in.all() {
-		_ = i.SetTransform(strip) // fails only once it runs
+		_ = i.SetTransform(part.Trim) // fails only once it runs
 	}
 	return in
-}
-
-// strip drops what nobody reads and every object carries.
-func strip(obj any) (any, error) {
-	if o, err := meta.Accessor(obj); err == nil {
-		o.SetManagedFields(nil)
-	}
-	return obj, nil
 }
 
 func (in informers) all() []cache.SharedIndexInformer {

@@ -5,6 +5,11 @@ set -u
 export PATH="/opt/peer/bin:/opt/peer/bundle/bin:$PATH"
 conf=/etc/kubernetes
 pki=$conf/pki
+cri=/run/containerd/containerd.sock
+rm -f $cri # one that nobody listens to any more
+
+declare -A name
+named() { name[$!]=$1; }
 
 echo 1 >/proc/sys/net/ipv4/ip_forward
 
@@ -12,9 +17,11 @@ etcd --data-dir=/var/lib/etcd \
 	--listen-client-urls=http://127.0.0.1:2379 --advertise-client-urls=http://127.0.0.1:2379 \
 	--listen-peer-urls=http://127.0.0.1:2380 --initial-advertise-peer-urls=http://127.0.0.1:2380 \
 	--initial-cluster=default=http://127.0.0.1:2380 &
+named etcd
 back=$!
 
 containerd &
+named containerd
 back="$back $!"
 
 kube-apiserver --advertise-address="$ADDRESS" --secure-port=6443 \
@@ -36,6 +43,7 @@ kube-apiserver --advertise-address="$ADDRESS" --secure-port=6443 \
 	--service-account-key-file=$pki/service-account.key \
 	--service-account-signing-key-file=$pki/service-account.key \
 	--service-cluster-ip-range=10.43.0.0/16 &
+named kube-apiserver
 front=$!
 
 kube-controller-manager --bind-address=127.0.0.1 --leader-elect=true \
@@ -49,19 +57,29 @@ kube-controller-manager --bind-address=127.0.0.1 --leader-elect=true \
 	--controllers='*,bootstrapsigner,tokencleaner' --use-service-account-credentials=true \
 	--root-ca-file=$pki/server-ca.crt \
 	--service-account-private-key-file=$pki/service-account.key &
+named kube-controller-manager
 front="$front $!"
 
 kube-scheduler --bind-address=127.0.0.1 --leader-elect=true \
 	--kubeconfig=$conf/scheduler.conf \
 	--authentication-kubeconfig=$conf/scheduler.conf \
 	--authorization-kubeconfig=$conf/scheduler.conf &
+named kube-scheduler
 front="$front $!"
 
-kubelet --config=$conf/kubelet.yaml --kubeconfig=$conf/kubelet.conf \
-	--hostname-override="$NODE" --node-ip="$ADDRESS" &
+# A kubelet that finds nobody at containerd's socket ends at once; systemd would
+# start it again ten seconds later, or order it after containerd. This is the
+# latter, which is kinder. The others wait for each other by themselves.
+(
+	until [ -S $cri ]; do sleep 0.01; done
+	exec kubelet --config=$conf/kubelet.yaml --kubeconfig=$conf/kubelet.conf \
+		--hostname-override="$NODE" --node-ip="$ADDRESS"
+) &
+named kubelet
 front="$front $!"
 
 kube-proxy --config=$conf/kube-proxy.yaml --hostname-override="$NODE" &
+named kube-proxy
 front="$front $!"
 
 # The API server waits for whoever watches; after ten seconds nobody cares.
@@ -84,8 +102,10 @@ end() {
 trap end TERM
 
 # One that ends by itself spoils the run: end all instead of waiting in vain.
-wait -n
-echo "peer: a process ended by itself: $(jobs -l)" >&2
+# The bench reads this line.
+wait -n -p pid
+status=$?
+echo "peer: ${name[$pid]} (process $pid) ended by itself: exit status $status" >&2
 # shellcheck disable=SC2086
-kill $front $back
+kill -9 $front $back 2>/dev/null
 exit 1

@@ -1,4 +1,4 @@
-package harness
+package throwaway
 
 import (
 	"errors"
@@ -14,7 +14,7 @@ import (
 )
 
 // notifySocket is where the server finds its supervisor, in the host.
-const notifySocket = "/run/harness-notify"
+const notifySocket = "/run/knarr-notify"
 
 // supervisor hears what a server tells systemd, and keeps what it wants kept.
 type supervisor struct {

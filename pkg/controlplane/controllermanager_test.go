@@ -1,0 +1,56 @@
+package controlplane
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+)
+
+type testController struct {
+	name string
+	run  func(context.Context)
+}
+
+func (c testController) Name() string            { return c.name }
+func (c testController) Run(ctx context.Context) { c.run(ctx) }
+
+func TestControllersThatDoNotStopAreNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		obedient := func(ctx context.Context) { <-ctx.Done() }
+		release := make(chan struct{})
+		stuck := func(context.Context) { <-release }
+		nothingToDo := func(context.Context) {}
+		for _, c := range []struct {
+			run  []func(context.Context)
+			want string
+		}{
+			{[]func(context.Context){obedient, nothingToDo, obedient}, ""},
+			{[]func(context.Context){stuck, obedient, stuck}, "within 3s: a, c"},
+		} {
+			var controllers []app.Controller
+			for i, run := range c.run {
+				controllers = append(controllers, testController{name: string(rune('a' + i)), run: run})
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- runControllers(ctx, controllers, 0, 3*time.Second) }()
+			synctest.Wait()
+			if len(ended) > 0 {
+				t.Fatalf("ended before the stop: %v", <-ended)
+			}
+			stop()
+			said := ""
+			if err := <-ended; err != nil {
+				said = err.Error()
+			}
+			if !strings.HasSuffix(said, c.want) || c.want == "" && said != "" {
+				t.Errorf("the stop ended with %q, want %q", said, c.want)
+			}
+		}
+		close(release)
+	})
+}
