@@ -26,7 +26,7 @@ esac
 
 func TestSettingsOfUsersAreHonoured(t *testing.T) {
 	n := harness.Prepare(t, harness.Options{
-		Args: []string{"--disable=dns", "--kube-scheduler-arg=config=/etc/knarr/scheduler.yaml", "--node-label=tier=edge", "--flannel-backend=host-gw"},
+		Args: []string{"--disable=dns", "--kube-scheduler-arg=config=/etc/knarr/scheduler.yaml", "--node-label=tier=edge", "--flannel-backend=host-gw", "--workqueue-metrics"},
 		// Nothing answers there: whoever of us uses it fails.
 		Env: []string{"HTTP_PROXY=http://127.0.0.1:9", "HTTPS_PROXY=http://127.0.0.1:9", "NO_PROXY=example.org"},
 		Files: map[string]string{
@@ -49,6 +49,9 @@ func TestSettingsOfUsersAreHonoured(t *testing.T) {
 	if labels := n.Kubectl(t, "get", "node", "node", "-o", "jsonpath={.metadata.labels}"); !strings.Contains(labels, `"tier":"edge"`) || strings.Contains(labels, `"from"`) {
 		t.Errorf("flags beat files, the node's labels are %s", labels)
 	}
+	if m := n.Kubectl(t, "get", "--raw", "/metrics"); !strings.Contains(m, "\nworkqueue_adds_total{") {
+		t.Error("--workqueue-metrics was given, and there are none")
+	}
 	if said := n.Kubectl(t, "logs", "other"); said != "" {
 		t.Errorf("logs of a silent pod: %q", said)
 	}
@@ -63,6 +66,9 @@ func TestControlPlaneAlone(t *testing.T) {
 		if c.Name == "containerd" || c.Name == "kubelet" || c.Name == "flannel" {
 			t.Errorf("component %s is part of a control plane", c.Name)
 		}
+	}
+	if m := n.Kubectl(t, "get", "--raw", "/metrics"); !strings.Contains(m, "\napiserver_request_total{") || strings.Contains(m, "\nworkqueue_adds_total{") {
+		t.Error("metrics without --workqueue-metrics are to be all but those of work queues")
 	}
 	n.Create(t, "default", kube.Pod("first"))
 	if phase := n.Kubectl(t, "get", "pod", "first", "-o", "jsonpath={.status.phase}"); phase != "Pending" {
