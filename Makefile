@@ -15,7 +15,7 @@ LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static \
 	-X $(p).gitVersion=$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitTreeState=clean \
 	-X $(p).gitCommit=$(COMMIT) -X $(p).buildDate=$(DATE))
 
-.PHONY: all build deps bundle images run test bench lint clean
+.PHONY: all build deps bundle images csi run test bench lint clean cross test-cross test-vm chaos cuts soak
 all: build
 
 deps:
@@ -27,6 +27,10 @@ bundle: deps
 images: deps
 	@scripts/images.sh
 
+# A CSI driver and its sidecars, from their own modules.
+csi: deps
+	@scripts/images.sh -csi
+
 # The linker warns that parts of glibc would load others at run time; the tags
 # keep those parts from being called.
 OUT := dist/knarr
@@ -34,9 +38,40 @@ build: bundle
 	@echo building $(OUT)
 	@go build -ldflags '$(LDFLAGS)' -o $(OUT) ./cmd/knarr 2>&1 | { grep -v -e 'statically linked applications' -e 'in function' -e '^#' || true; }; exit $${PIPESTATUS[0]}
 
+# Other machines: dist/knarr-arm64, and dist/knarr-arm for ARMv7. Cold, each takes
+# as long as the first build of all; none is part of CI.
+CROSS     := arm64 arm
+CC_arm64  := aarch64-linux-gnu-gcc
+CC_arm    := arm-linux-gnueabihf-gcc
+QUIET     := grep -v -e 'statically linked applications' -e 'in function' -e '^\#' || true
+CROSS_ENV  = GOOS=linux GOARCH=$* GOARM=7 CC=$(CC_$*)
+OVERLAY    = -overlay build/cross/$*/overlay.json
+
+cross: $(addprefix cross-,$(CROSS))
+cross-%:
+	@scripts/deps.sh cross
+	@scripts/cross.sh $*
+	@echo building dist/knarr-$*
+	@$(CROSS_ENV) go build $(OVERLAY) -ldflags '$(LDFLAGS)' -o dist/knarr-$* ./cmd/knarr 2>&1 | { $(QUIET); }; exit $${PIPESTATUS[0]}
+
+# By qemu's emulator of one process: the store's own tests and those of what is
+# near the machine, then the whole executable. It knows no packet filter's socket.
+EMULATED := ./pkg/datastore ./pkg/bundle ./pkg/bundle/ocitar ./pkg/config ./pkg/component ./pkg/pki
+test-cross: build cross $(addprefix test-cross-,$(CROSS))
+	KNARR_CROSS='$(CROSS)' go test -count=1 -timeout 90m -v ./tests/cross
+test-cross-%:
+	$(CROSS_ENV) go test $(OVERLAY) -ldflags '-linkmode external -extldflags -static' -count=1 -timeout 60m -exec '$(CURDIR)/scripts/emulate.sh $*' \
+		-skip 'TestBundledNFT|TestBundledProgramsRun/bin/nft' $(EMULATED)
+
+# A virtual machine of Debian 12: systemd, cgroup v2, reboots, a clock to set.
+# The result goes into docs/testing.md.
+test-vm: build images
+	@scripts/deps.sh vm
+	KNARR_VM=1 go test -count=1 -timeout 120m -v ./tests/vm -into $(CURDIR)/docs/testing.md $(ARGS)
+
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
-RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore ./pkg/node/nftwatch
+RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore ./pkg/node/nftwatch ./tests/chaos/record ./tests/chaos/flakydisk
 
 # ARGS=--once ends by itself.
 run: build images
@@ -51,9 +86,25 @@ lint: deps bundle
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
-test: build images
+test: build images csi
 	go test -race $(RACE)
 	go test -timeout 40m ./...
+
+# Faults. CI runs a few rounds of each; ARGS=-seed=N repeats what chance chose.
+ROUNDS ?= 200
+chaos: build images
+	go test -count=1 -timeout 60m -v ./tests/chaos/storeload -rounds $(ROUNDS) $(ARGS)
+	go test -count=1 -timeout 180m -v ./tests/chaos -all -rounds $$(($(ROUNDS)/3)) $(ARGS)
+
+# A hundred power cuts of the store alone, twenty of a control plane.
+cuts: build images
+	go test -count=1 -timeout 60m -v -run PowerCuts ./tests/chaos/storeload -cuts 100 $(ARGS)
+	go test -count=1 -timeout 60m -v -run PowerCuts ./tests/chaos -all -cuts 100 $(ARGS)
+
+# The curve goes into docs/testing.md.
+HOURS ?= 1
+soak: build images
+	go test -count=1 -timeout 0 -v -run 'TestSoak$$' ./tests/chaos -soak $(HOURS)h -soak-into $(CURDIR)/docs/testing.md
 
 clean:
 	rm -rf build dist

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that building and testing Knarr needs, if any is
-# missing. Needs root only then.
+# missing. Needs root only then. With "cross", those for building and emulating
+# other machines as well; with "vm", those for a virtual machine.
 set -eu
 
 # Building: the first line. Running a node, and testing one: the others.
@@ -8,6 +9,10 @@ packages="
 	gcc libc6-dev libseccomp-dev pkg-config zstd make git ca-certificates shellcheck
 	iproute2 nftables util-linux bsdutils mount e2fsprogs
 "
+case ${1-} in
+cross) packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static" ;;
+vm) packages="$packages qemu-system-x86 qemu-utils debootstrap debian-archive-keyring" ;;
+esac
 
 if ! command -v apt-get >/dev/null; then
 	echo "deps.sh: Knarr is built on Debian, from whose packages it takes nft and busybox; there is no apt-get here" >&2

@@ -16,28 +16,33 @@ import (
 	"github.com/knarr-dev/knarr/pkg/bundle/pack"
 )
 
-// fetchNFT unpacks Debian's nft with every library it needs and the loader.
-// It returns the files, for lib/nft, and the version.
-func fetchNFT(ctx context.Context, work string, licenses *bytes.Buffer) ([]pack.File, string, error) {
-	debs, root := filepath.Join(work, "debs"), filepath.Join(work, "debian")
+// fetchPackages unpacks nft, the libraries it needs and those that programs of
+// another machine are linked with. It returns where, and nft's version.
+func fetchPackages(ctx context.Context, work string, t target, licenses *bytes.Buffer) (root, version string, err error) {
+	debs := filepath.Join(work, "debs")
+	root = filepath.Join(work, "debian")
 	if err := os.Mkdir(debs, 0o755); err != nil {
-		return nil, "", err
+		return "", "", err
 	}
-	if _, err := command(ctx, debs, nil, "apt-get", append([]string{"download", "-q"}, debian()...)...); err != nil {
-		return nil, "", fmt.Errorf("%w; is there a package list (apt-get update)?", err)
+	options, stale, err := t.apt(ctx, work)
+	if err != nil {
+		return "", "", err
+	}
+	args := slices.Concat(options, []string{"download", "-q"}, debian(), t.libraries())
+	if _, err := command(ctx, debs, nil, "apt-get", args...); err != nil {
+		return "", "", errors.Join(stale, fmt.Errorf("%w; is there a package list (apt-get update)?", err))
 	}
 	paths, err := filepath.Glob(filepath.Join(debs, "*.deb"))
 	if err != nil {
-		return nil, "", err
+		return "", "", err
 	}
-	var version string
 	for _, p := range paths {
 		if _, err := command(ctx, debs, nil, "dpkg-deb", "-x", p, root); err != nil {
-			return nil, "", err
+			return "", "", err
 		}
 		about, err := command(ctx, debs, nil, "dpkg-deb", "-W", "--showformat=${Package} ${Version}", p)
 		if err != nil {
-			return nil, "", err
+			return "", "", err
 		}
 		name, v, _ := strings.Cut(about, " ")
 		if name == "nftables" {
@@ -45,16 +50,21 @@ func fetchNFT(ctx context.Context, work string, licenses *bytes.Buffer) ([]pack.
 		}
 		text, err := os.ReadFile(filepath.Join(root, "usr/share/doc", name, "copyright"))
 		if err != nil {
-			return nil, "", err
+			return "", "", err
 		}
 		fmt.Fprintf(licenses, "==== Debian %s %s\n\n%s\n", name, v, text)
 	}
+	return root, version, nil
+}
+
+// takeNFT collects Debian's nft with every library it needs and the loader,
+// for lib/nft.
+func takeNFT(root string) ([]pack.File, error) {
 	libs, err := objects(root)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	files, err := closure(libs, "nft")
-	return files, version, err
+	return closure(libs, "nft")
 }
 
 // objects finds programs and libraries below root, by file name. Debian's

@@ -18,7 +18,9 @@ import (
 // buildProgram builds the packages of p, static and stripped, in a module of
 // their own: `go install` refuses modules that have replace lines, and the
 // programs must get the dependencies of their own release, not ours.
-func buildProgram(ctx context.Context, work string, p program, licenses *bytes.Buffer) ([]pack.File, error) {
+//
+// C libraries of another machine are those unpacked below root.
+func buildProgram(ctx context.Context, work, root string, t target, p program, licenses *bytes.Buffer) ([]pack.File, error) {
 	dir := filepath.Join(work, strings.ReplaceAll(p.module, "/", "_"))
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
@@ -35,7 +37,7 @@ func buildProgram(ctx context.Context, work string, p program, licenses *bytes.B
 		ldflags += " -linkmode external -extldflags -static"
 	}
 	// The caller's flags and workspace are for another module.
-	env := []string{"GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local", cgo}
+	env := append([]string{"GOFLAGS=", "GOWORK=off", "GOTOOLCHAIN=local", cgo}, t.env(root)...)
 	args := []string{"build", "-mod=mod", "-trimpath", "-buildvcs=false", "-tags", p.tags, "-ldflags", ldflags, "-o", filepath.Join(dir, "out") + "/"}
 	var names []string
 	for _, pkg := range p.packages {
@@ -56,7 +58,8 @@ func buildProgram(ctx context.Context, work string, p program, licenses *bytes.B
 			return nil, fmt.Errorf("%s: %w", n, err)
 		}
 		if n == "runc" {
-			features, err := command(ctx, dir, nil, filepath.Join(dir, "out", n), "features")
+			line := t.run(filepath.Join(dir, "out", n), "features")
+			features, err := command(ctx, dir, nil, line[0], line[1:]...)
 			if err != nil {
 				return nil, err
 			}
@@ -66,11 +69,11 @@ func buildProgram(ctx context.Context, work string, p program, licenses *bytes.B
 		}
 		files = append(files, pack.File{Name: path.Join(p.dir, n), Mode: 0o755, Data: data})
 	}
-	root, err := command(ctx, dir, env, "go", "list", "-mod=mod", "-m", "-f", "{{.Dir}}", p.module)
+	source, err := command(ctx, dir, env, "go", "list", "-mod=mod", "-m", "-f", "{{.Dir}}", p.module)
 	if err != nil {
 		return nil, err
 	}
-	text, err := os.ReadFile(filepath.Join(strings.TrimSpace(root), "LICENSE"))
+	text, err := os.ReadFile(filepath.Join(strings.TrimSpace(source), "LICENSE"))
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,9 @@
 // It works from any module:
 //
 //	go run github.com/knarr-dev/knarr/cmd/knarr-bundle -o bundle.tar.zst
+//
+// With -arch it builds for another machine. That needs the cross compiler and
+// qemu's emulator (`scripts/deps.sh cross`), and package lists are fetched.
 package main
 
 import (
@@ -23,6 +26,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -40,11 +44,12 @@ var sources embed.FS
 func main() {
 	out := flag.String("o", filepath.Join("build", "bundle", "bundle.tar.zst"), "archive to write")
 	force := flag.Bool("force", false, "build even if the archive is up to date")
+	arch := flag.String("arch", runtime.GOARCH, "processor to build for, as Go calls it")
 	list := flag.Bool("list", false, "print what the archive holds and end")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	run := func() error { return build(ctx, *out, *force) }
+	run := func() error { return build(ctx, *out, *arch, *force) }
 	if *list {
 		run = func() error { return show(*out) }
 	}
@@ -56,8 +61,12 @@ func main() {
 
 // build writes the archive unless the one in place was made from the same
 // inputs.
-func build(ctx context.Context, out string, force bool) error {
-	key, err := inputs()
+func build(ctx context.Context, out, arch string, force bool) error {
+	t, err := targetOf(arch)
+	if err != nil {
+		return err
+	}
+	key, err := inputs(t)
 	if err != nil {
 		return err
 	}
@@ -75,27 +84,36 @@ func build(ctx context.Context, out string, force bool) error {
 
 	groups := map[string]*pack.Group{groupRun: {}, groupNet: {}, groupLazy: {Lazy: true}}
 	versions := map[string]string{"go": runtime.Version()}
-	var licenses bytes.Buffer
+	var licenses, packageLicenses bytes.Buffer
+	fmt.Fprintln(os.Stderr, "fetching nft")
+	root, version, err := fetchPackages(ctx, work, t, &packageLicenses)
+	if err != nil {
+		return fmt.Errorf("fetch Debian's packages: %w", err)
+	}
+	versions["nftables"] = version
+	nft, err := takeNFT(root)
+	if err != nil {
+		return fmt.Errorf("take nft from Debian's packages: %w", err)
+	}
 	for _, p := range programs() {
 		fmt.Fprintf(os.Stderr, "building %s %s\n", p.module, p.version)
-		files, err := buildProgram(ctx, work, p, &licenses)
+		files, err := buildProgram(ctx, work, root, t, p, &licenses)
 		if err != nil {
 			return fmt.Errorf("build %s %s: %w", p.module, p.version, err)
 		}
 		groups[p.group].Files = append(groups[p.group].Files, files...)
 		versions[p.module] = p.version
 	}
-	fmt.Fprintln(os.Stderr, "fetching nft")
-	nft, version, err := fetchNFT(ctx, work, &licenses)
-	if err != nil {
-		return fmt.Errorf("take nft from Debian's packages: %w", err)
-	}
-	versions["nftables"] = version
-	launcher, err := compileC(ctx, work, "nft")
+	licenses.Write(packageLicenses.Bytes())
+	launcher, err := compileC(ctx, work, "nft", t)
 	if err != nil {
 		return err
 	}
-	pause, err := buildPause(ctx, work)
+	protocols, err := compileC(ctx, work, "protocols", t, "-shared", "-fPIC")
+	if err != nil {
+		return err
+	}
+	pause, err := buildPause(ctx, work, t)
 	if err != nil {
 		return err
 	}
@@ -103,6 +121,7 @@ func build(ctx context.Context, out string, force bool) error {
 	net.Files = append(net.Files, nft...)
 	net.Files = append(net.Files,
 		pack.File{Name: "bin/nft", Mode: 0o755, Data: launcher},
+		pack.File{Name: "lib/nft/protocols.so", Mode: 0o644, Data: protocols},
 		pack.File{Name: "images/pause.tar", Mode: 0o644, Data: pause})
 	texts := &pack.Group{Lazy: true, Files: []pack.File{{Name: "doc/LICENSES", Mode: 0o644, Data: licenses.Bytes()}}}
 
@@ -133,9 +152,9 @@ func build(ctx context.Context, out string, force bool) error {
 
 // inputs is a digest of all that decides the archive's contents, save the
 // versions of Debian's packages, which only a look at the mirror would tell.
-func inputs() (string, error) {
+func inputs(t target) (string, error) {
 	h := sha256.New()
-	fmt.Fprintln(h, bundle.Format, runtime.Version(), runtime.GOARCH)
+	fmt.Fprintln(h, bundle.Format, runtime.Version(), t.arch)
 	err := fs.WalkDir(sources, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() || strings.HasSuffix(name, "_test.go") {
 			return err
@@ -177,21 +196,25 @@ func show(out string) error {
 }
 
 // buildPause makes the image that every pod's sandbox runs.
-func buildPause(ctx context.Context, work string) ([]byte, error) {
-	bin, err := compileC(ctx, work, "pause")
+func buildPause(ctx context.Context, work string, t target) ([]byte, error) {
+	bin, err := compileC(ctx, work, "pause", t)
 	if err != nil {
 		return nil, err
 	}
 	var buf bytes.Buffer
 	err = ocitar.Write(&buf, ocitar.Image{
-		Name: pauseImage, Arch: runtime.GOARCH, Entrypoint: []string{"/pause"},
+		Name: pauseImage, Arch: t.arch, Entrypoint: []string{"/pause"},
 		Files: []ocitar.File{{Name: "pause", Mode: 0o755, Data: bin}},
 	})
 	return buf.Bytes(), err
 }
 
-// compileC builds one of our small C programs, which use no C library.
-func compileC(ctx context.Context, work, name string) ([]byte, error) {
+// compileC builds one of our small C programs, which use no C library, or with
+// other flags a library.
+func compileC(ctx context.Context, work, name string, t target, flags ...string) ([]byte, error) {
+	if flags == nil {
+		flags = []string{"-static", "-fno-pie", "-no-pie", "-Wl,-z,noseparate-code"}
+	}
 	for _, f := range []string{name + ".c", "sys.h"} {
 		src, err := sources.ReadFile("c/" + f)
 		if err != nil {
@@ -202,9 +225,10 @@ func compileC(ctx context.Context, work, name string) ([]byte, error) {
 		}
 	}
 	out := filepath.Join(work, name+".bin")
-	_, err := command(ctx, work, nil, "gcc", "-Os", "-static", "-nostdlib", "-nostartfiles", "-ffreestanding", "-fno-pie", "-no-pie",
+	args := slices.Concat([]string{"-Os", "-nostdlib", "-nostartfiles", "-ffreestanding",
 		"-fno-stack-protector", "-fno-asynchronous-unwind-tables", "-fno-tree-loop-distribute-patterns",
-		"-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none,-z,noexecstack,-z,noseparate-code", "-s", "-o", out, name+".c")
+		"-Wall", "-Wextra", "-Werror", "-Wl,--build-id=none,-z,noexecstack", "-s", "-o", out, name + ".c"}, flags, t.cflags)
+	_, err := command(ctx, work, nil, t.compiler(), args...)
 	if err != nil {
 		return nil, fmt.Errorf("compile %s.c: %w", name, err)
 	}

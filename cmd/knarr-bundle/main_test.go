@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -34,8 +35,12 @@ func TestPauseEndsOnSIGTERMAsProcessOne(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root")
 	}
+	machine, err := targetOf(runtime.GOARCH)
+	if err != nil {
+		t.Fatal(err)
+	}
 	bin := filepath.Join(t.TempDir(), "pause")
-	data, err := compileC(t.Context(), t.TempDir(), "pause")
+	data, err := compileC(t.Context(), t.TempDir(), "pause", machine)
 	if err != nil {
 		t.Fatal(err)
 	}

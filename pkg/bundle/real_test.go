@@ -38,13 +38,15 @@ func TestBundledProgramsRun(t *testing.T) {
 		{file: "cni/loopback", env: "CNI_COMMAND=VERSION", says: "supportedVersions"},
 		{file: "cni/portmap", env: "CNI_COMMAND=VERSION", says: "supportedVersions"},
 	} {
-		c := exec.Command(filepath.Join(filepath.Dir(u.BinDir), p.file), strings.Fields(p.args)...)
-		c.Env = append([]string{}, p.env)
-		c.Stdin = strings.NewReader(`{"cniVersion":"1.0.0"}`)
-		out, err := c.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), p.says) {
-			t.Errorf("%s %s: %v; want %q in what it says:\n%s", p.file, p.args, err, p.says, out)
-		}
+		t.Run(p.file, func(t *testing.T) {
+			c := exec.Command(filepath.Join(filepath.Dir(u.BinDir), p.file), strings.Fields(p.args)...)
+			c.Env = append([]string{}, p.env)
+			c.Stdin = strings.NewReader(`{"cniVersion":"1.0.0"}`)
+			out, err := c.CombinedOutput()
+			if err != nil || !strings.Contains(string(out), p.says) {
+				t.Errorf("%s %s: %v; want %q in what it says:\n%s", p.file, p.args, err, p.says, out)
+			}
+		})
 	}
 }
 
@@ -69,5 +71,31 @@ func TestBundledNFTLoadsRulesInANetworkOfItsOwn(t *testing.T) {
 	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if out, err := c.CombinedOutput(); err != nil || !strings.Contains(string(out), "masquerade") {
 		t.Fatalf("%v\n%s", err, out)
+	}
+}
+
+// kube-proxy compares what nft lists with what it has written, by names.
+func TestBundledNFTKnowsProtocolsOnAMachineWithoutAListOfThem(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	a, err := bundle.Embedded()
+	if err != nil {
+		t.Fatal(err)
+	}
+	u, err := a.Unpack(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("unshare", "--mount", "--net", "sh", "-ec", `
+		test ! -e /etc/protocols || mount --bind /dev/null /etc/protocols
+		"$0" -f -
+		"$0" list ruleset`, filepath.Join(u.BinDir, "nft"))
+	c.Stdin = strings.NewReader("table ip knarr {\n\tset s {\n\t\ttype ipv4_addr . inet_proto\n\t\telements = { 10.0.0.1 . tcp, 10.0.0.2 . ipv6-icmp }\n\t}\n}\n")
+	out, err := c.CombinedOutput()
+	for _, want := range []string{"10.0.0.1 . tcp", "10.0.0.2 . ipv6-icmp"} {
+		if err != nil || !strings.Contains(string(out), want) {
+			t.Errorf("want %q in the rules: %v\n%s", want, err, out)
+		}
 	}
 }

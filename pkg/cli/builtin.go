@@ -25,6 +25,7 @@ func Builtin() *cobra.Command {
 	v := version.Get()
 	return New(Commands{
 		Server:   runServer,
+		Check:    checkMachine,
 		Kubectl:  kubectl,
 		Ctr:      ctr,
 		Crictl:   crictl,

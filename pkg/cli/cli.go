@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
@@ -33,6 +34,8 @@ const (
 type Commands struct {
 	// Server runs until ctx ends. The Config is complete and checked.
 	Server func(ctx context.Context, cfg *config.Config) error
+	// Check looks whether the machine can run a server of that Config.
+	Check func(cfg *config.Config) host.Report
 	// Kubectl, Ctr and Crictl get everything that follows their name. An error
 	// with a method ExitCode() int ends the process with that code, silently:
 	// the tool has spoken for itself.
@@ -73,6 +76,9 @@ func New(c Commands) *cobra.Command {
 	root.SetUsageFunc(func(cmd *cobra.Command) error { printUsage(cmd.OutOrStderr(), cmd); return nil })
 	if c.Server != nil {
 		root.AddCommand(newServer(c))
+	}
+	if c.Check != nil {
+		root.AddCommand(newCheck(c))
 	}
 	root.AddCommand(newStatus(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)

@@ -62,7 +62,7 @@ func printFlags(w io.Writer, cmd *cobra.Command) {
 			return
 		}
 		heading := "Flags"
-		if cmd.Name() == "server" && len(f.Annotations[groupAnnotation]) > 0 {
+		if (cmd.Name() == "server" || cmd.Name() == "check") && len(f.Annotations[groupAnnotation]) > 0 {
 			heading = f.Annotations[groupAnnotation][0]
 		}
 		groups[heading] = append(groups[heading], f)

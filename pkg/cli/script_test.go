@@ -15,6 +15,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/cli"
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/status"
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -28,6 +29,7 @@ func knarr() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	root := cli.New(cli.Commands{
 		Server:  server,
+		Check:   check,
 		Kubectl: tool("kubectl"),
 		Ctr:     tool("ctr"),
 		Crictl:  tool("crictl"),
@@ -71,6 +73,20 @@ func server(ctx context.Context, cfg *config.Config) error {
 		}
 	}()
 	return s.Run(ctx, ready)
+}
+
+// check finds what the name of the data dir says.
+func check(cfg *config.Config) host.Report {
+	var r host.Report
+	r.Add(host.Result{Check: "kernel", What: "kernel 6.1.0"})
+	where := filepath.Base(cfg.DataDir)
+	if strings.Contains(where, "odd") {
+		r.Add(host.Result{Check: "disk", Level: host.Warning, What: "only 1 MiB is free", Where: where, Why: "pods are <evicted>", Do: "make room"})
+	}
+	if strings.Contains(where, "bad") {
+		r.Add(host.Result{Check: "data-dir", Level: host.Error, What: "the data dir can't be written", Where: where, Why: "permission denied", Do: "choose another"})
+	}
+	return r
 }
 
 // exit is how a tool that ran as a process tells its exit code.

@@ -95,22 +95,14 @@ func runServer(ctx context.Context, cfg *config.Config) error {
 
 // preflight tells everything that is wrong before anything is changed.
 func (s *server) preflight() error {
-	c := s.cfg
-	problems := host.Preflight(host.Config{
-		DataDir: c.DataDir, RunDir: c.RunDir,
-		ClusterCIDR:    []netip.Prefix{c.Network.ClusterCIDR},
-		ServiceCIDR:    []netip.Prefix{c.Network.ServiceCIDR},
-		NodeIPs:        c.Node.IPs,
-		DisableAgent:   c.DisableAgent,
-		Snapshotter:    c.Node.Snapshotter,
-		FlannelBackend: c.Network.FlannelBackend,
-		KubeVersion:    version.Kubernetes,
-		ServerDir:      c.ServerDir(),
-	})
-	for _, p := range problems.Warnings() {
-		s.log.Warn(p.Error())
+	report := checkMachine(s.cfg)
+	for _, w := range report.Of(host.Warning) {
+		s.log.Warn(w.String())
 	}
-	return problems.Err()
+	if report.Snapshotter != "" {
+		s.cfg.Node.Snapshotter = report.Snapshotter
+	}
+	return report.Err()
 }
 
 // prepare changes the machine, and keeps a record of it.
@@ -124,6 +116,11 @@ func (s *server) prepare() error {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create folder: %w", err)
 		}
+	}
+	// The root of a pod with users of its own is no root here, and finds its file
+	// system in a folder in there.
+	if err := os.Chmod(c.RunDir, 0o711); err != nil {
+		return fmt.Errorf("open folder: %w", err)
 	}
 	if err := host.RecordStoreVersion(c.ServerDir(), version.Kubernetes); err != nil {
 		return err
@@ -146,7 +143,7 @@ func (s *server) prepare() error {
 	if err := s.ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
 		return err
 	}
-	if s.servesDNS() {
+	if servesDNS(c) {
 		if err := s.ledger.Record(host.Change{Kind: host.KindAddress, Name: fmt.Sprintf("%s/%d lo", c.Network.ClusterDNS, c.Network.ClusterDNS.BitLen())}); err != nil {
 			return err
 		}
@@ -162,15 +159,15 @@ func (s *server) prepare() error {
 	return host.PrepareCgroups(s.facts)
 }
 
-func (s *server) servesDNS() bool {
-	return !s.cfg.DisableAgent && !slices.Contains(s.cfg.Disable, "dns")
+func servesDNS(c *config.Config) bool {
+	return !c.DisableAgent && !slices.Contains(c.Disable, "dns")
 }
 
 // listenDNS opens DNS' sockets, or takes those that the process before left, in
 // which queries have been waiting.
 func (s *server) listenDNS(ctx context.Context, files []*os.File) error {
 	c := s.cfg
-	if !s.servesDNS() {
+	if !servesDNS(c) {
 		return nil
 	}
 	addr := netip.AddrPortFrom(c.Network.ClusterDNS, 53)

@@ -101,6 +101,9 @@ type Node struct {
 	ResolvConf string
 	// Snapshotter is overlayfs (default) or native.
 	Snapshotter string
+	// PrivateRegistry is the file that says how images are pulled, in k3s' format.
+	// Default /etc/knarr/registries.yaml, which need not exist.
+	PrivateRegistry string
 	// ContainerRuntimeEndpoint uses another CRI runtime, at unix://<path>;
 	// containerd is then not started.
 	ContainerRuntimeEndpoint string

@@ -42,7 +42,7 @@ func TestEveryOptionOfTheCommandLineExists(t *testing.T) {
 	for _, name := range strings.Fields(`config data-dir node-name node-ip node-label node-taint cluster-cidr service-cidr
 		cluster-dns cluster-domain service-node-port-range https-listen-port bind-address advertise-address tls-san
 		write-kubeconfig write-kubeconfig-mode write-kubeconfig-group disable disable-agent flannel-backend flannel-iface
-		disable-kube-proxy pod-manifest-path resolv-conf snapshotter container-runtime-endpoint kube-apiserver-arg
+		disable-kube-proxy pod-manifest-path resolv-conf snapshotter private-registry container-runtime-endpoint kube-apiserver-arg
 		kube-controller-manager-arg kube-scheduler-arg kubelet-arg kube-proxy-arg debug timings log-format
 		datastore-synchronous workqueue-metrics`) {
 		if !slices.Contains(names, name) {

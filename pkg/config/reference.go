@@ -102,4 +102,34 @@ what ` + "`NO_PROXY`" + ` lists. ` + "`CONTAINERD_HTTP_PROXY`, `CONTAINERD_HTTPS
 ` + "`CONTAINERD_NO_PROXY`" + ` come first where both are set; lower-case names come last. The
 cluster's networks and domain, the node's addresses and this machine itself are added to
 ` + "`NO_PROXY`" + `. Nothing but pulls uses a proxy.
+
+## Registries
+
+` + "`/etc/knarr/registries.yaml`" + ` (or the file that ` + "`--private-registry`" + ` names) says how images
+are pulled, in the format of k3s. Each pull goes by the file as it is then; nothing has to
+be restarted. A mistake is told in the log with file, line and key, and what the file said
+before stays in force.
+
+` + "```yaml" + `
+mirrors:
+  docker.io:                       # "*" is every registry without an entry of its own
+    endpoint:                      # asked in this order, and then the registry itself
+      - https://mirror.example.org:5000
+      - https://cache.example.org/hub   # a path takes the place of /v2
+    rewrite:                       # other names on mirrors; the first that matches counts
+      "^library/(.*)": "hub/$1"
+configs:
+  mirror.example.org:5000:         # "*" is every host without an entry of its own
+    auth:
+      username: knarr
+      password: secret
+    tls:
+      ca_file: /etc/knarr/mirror-ca.pem
+      cert_file: /etc/knarr/client.pem
+      key_file: /etc/knarr/client.key
+` + "```" + `
+
+Instead of a user and a password, ` + "`auth`" + ` may have ` + "`auth`" + ` (both in base64) or ` + "`identity_token`" + `;
+` + "`tls`" + ` may have ` + "`insecure_skip_verify: true`" + `. A pod's own ` + "`imagePullSecrets`" + ` come first at the
+registry that its image names; at a mirror, what ` + "`configs`" + ` has for the mirror.
 `

@@ -111,7 +111,15 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 			close(ready)
 		}
 	}()
-	return server.run(ctx)
+	go func() {
+		select {
+		case <-store.Failed():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	err = server.run(ctx)
+	return errors.Join(store.Err(), err)
 }
 
 // preparedServer is an API server that is built but does not run.
@@ -146,6 +154,11 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, fmt.Errorf("configure apiserver: %w", err)
 	}
 
+	// Each of these steps takes a tenth of a second or more and no context.
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+
 	generic := cfg.KubeAPIs.ControlPlane.Generic
 	// These two sleep a second and then write one object after the other. Ours
 	// below does the same work at once.
@@ -170,9 +183,15 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	if err != nil {
 		return nil, fmt.Errorf("create apiserver: %w", err)
 	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
 	prepared, err := chain.PrepareRun()
 	if err != nil {
 		return nil, fmt.Errorf("prepare apiserver: %w", err)
+	}
+	if err := calmOpenAPI(ctx, chain, store); err != nil {
+		return nil, err
 	}
 	rbac := cfg.KubeAPIs.ControlPlane.VersionedInformers.Rbac().V1()
 	s := &preparedServer{handler: chain.GenericAPIServer.Handler, run: prepared.Run, hooked: hooked}

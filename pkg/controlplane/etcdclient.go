@@ -9,6 +9,8 @@ import (
 	"go.etcd.io/etcd/client/v3/kubernetes"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apiserver/pkg/server/egressselector"
+	"k8s.io/apiserver/pkg/storage"
+	"k8s.io/apiserver/pkg/storage/feature"
 	"k8s.io/apiserver/pkg/storage/storagebackend"
 	_ "k8s.io/apiserver/pkg/storage/storagebackend/factory" // holds newETCD3Client
 
@@ -28,11 +30,25 @@ var useInProcessClients = sync.OnceFunc(func() {
 	connect := newETCD3Client
 	newETCD3Client = func(c storagebackend.TransportConfig) (*kubernetes.Client, error) {
 		if store := storeOf(c); store != nil {
-			return store.Client(), nil
+			client := store.Client()
+			checkFeatures(client)
+			return client, nil
 		}
 		return connect(c)
 	}
 })
+
+// checkFeatures has the API server learn that the store tells progress when it is
+// asked to, without which it serves no list from its cache and streams none.
+// Upstream asks every endpoint of a client, of which one of ours has none.
+func checkFeatures(client *kubernetes.Client) {
+	feature.DefaultFeatureSupportChecker.CheckClient(client.Ctx(), endpoint{client}, storage.RequestWatchProgress)
+}
+
+// endpoint gives a client's only endpoint a name.
+type endpoint struct{ *kubernetes.Client }
+
+func (endpoint) Endpoints() []string { return []string{"store"} }
 
 // The transport's dialer is the one thing in it that an API server of ours can
 // set to what it likes, so that a store travels as a connection to itself.

@@ -19,7 +19,7 @@ import (
 // never waits for another. The bytes it returns must not be changed.
 func (s *Store) Client() *kubernetes.Client {
 	c := clientv3.NewCtxClient(s.ctx)
-	c.KV = clientv3.NewKVFromKVClient(kvClient{s.api}, c)
+	c.KV = clientv3.NewKVFromKVClient(kvClient{s.api, s.guard}, c)
 	c.Watcher = clientv3.NewWatchFromWatchClient(watchClient{s.api, s.ctx}, c)
 	c.Lease = clientv3.NewLeaseFromLeaseClient(leaseClient{s.api}, c, 0)
 	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(maintenanceClient{s.api}, c)
@@ -28,26 +28,68 @@ func (s *Store) Client() *kubernetes.Client {
 	return kc
 }
 
-type kvClient struct{ srv etcdserverpb.KVServer }
+type kvClient struct {
+	srv   etcdserverpb.KVServer
+	guard *guard
+}
 
 func (c kvClient) Range(ctx context.Context, r *etcdserverpb.RangeRequest, _ ...grpc.CallOption) (*etcdserverpb.RangeResponse, error) {
-	return c.srv.Range(ctx, r)
+	resp, err := c.srv.Range(ctx, r)
+	return resp, c.guard.note(err)
 }
 
 func (c kvClient) Put(ctx context.Context, r *etcdserverpb.PutRequest, _ ...grpc.CallOption) (*etcdserverpb.PutResponse, error) {
-	return c.srv.Put(ctx, r)
+	if err := c.guard.enter(); err != nil {
+		return nil, err
+	}
+	defer c.guard.leave()
+	resp, err := c.srv.Put(ctx, r)
+	return resp, c.guard.note(err)
 }
 
 func (c kvClient) DeleteRange(ctx context.Context, r *etcdserverpb.DeleteRangeRequest, _ ...grpc.CallOption) (*etcdserverpb.DeleteRangeResponse, error) {
-	return c.srv.DeleteRange(ctx, r)
+	if err := c.guard.enter(); err != nil {
+		return nil, err
+	}
+	defer c.guard.leave()
+	resp, err := c.srv.DeleteRange(ctx, r)
+	return resp, c.guard.note(err)
 }
 
 func (c kvClient) Txn(ctx context.Context, r *etcdserverpb.TxnRequest, _ ...grpc.CallOption) (*etcdserverpb.TxnResponse, error) {
-	return c.srv.Txn(ctx, r)
+	if err := c.guard.enter(); err != nil {
+		return nil, err
+	}
+	defer c.guard.leave()
+	resp, err := c.srv.Txn(ctx, r)
+	if err == nil && unwritten(r, resp) {
+		return nil, errUnwritten
+	}
+	return resp, c.guard.note(err)
+}
+
+// errUnwritten is not a conflict: the API server would try again for half a
+// minute, and tell its client that somebody else had been faster.
+var errUnwritten = status.Error(codes.Internal, "the store could not write: is its disk full or failing?")
+
+// unwritten tells whether a transaction's comparison is said to have failed
+// although it holds. kine answers so when a change could not be written.
+func unwritten(r *etcdserverpb.TxnRequest, resp *etcdserverpb.TxnResponse) bool {
+	if resp.Succeeded || len(r.Compare) != 1 || r.Compare[0].Target != etcdserverpb.Compare_MOD ||
+		r.Compare[0].Result != etcdserverpb.Compare_EQUAL || len(resp.Responses) != 1 {
+		return false
+	}
+	kvs := resp.Responses[0].GetResponseRange().GetKvs()
+	return len(kvs) == 1 && kvs[0].ModRevision == r.Compare[0].GetModRevision()
 }
 
 func (c kvClient) Compact(ctx context.Context, r *etcdserverpb.CompactionRequest, _ ...grpc.CallOption) (*etcdserverpb.CompactionResponse, error) {
-	return c.srv.Compact(ctx, r)
+	if err := c.guard.enter(); err != nil {
+		return nil, err
+	}
+	defer c.guard.leave()
+	resp, err := c.srv.Compact(ctx, r)
+	return resp, c.guard.note(err)
 }
 
 type leaseClient struct{ srv etcdserverpb.LeaseServer }

@@ -29,6 +29,9 @@ type Config struct {
 	// Synchronous is full (default: an acknowledged write survives power loss) or
 	// normal (it survives the end of the process, but not that of the machine).
 	Synchronous string
+	// CompactEvery is how often old revisions are forgotten, but for the last
+	// thousand. Default 5 minutes.
+	CompactEvery time.Duration
 	// Seed returns what a new store has in it from birth. It is not called when
 	// the store exists.
 	Seed func() ([]KeyValue, error)
@@ -47,6 +50,9 @@ type Store struct {
 	api     *bridge
 	backend server.Backend
 	db      *sql.DB
+	path    string
+	guard   *guard
+	kept    *sql.Conn      // holds the file open, whatever becomes of its name
 	wg      sync.WaitGroup // of kine
 	once    sync.Once
 }
@@ -65,9 +71,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, openError(cfg.Path, err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Store{ctx: ctx, cancel: cancel}
+	s := &Store{ctx: ctx, cancel: cancel, path: cfg.Path, guard: newGuard()}
 	var dialect *generic.Generic
-	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "sqlite3", driver(cfg.Path, synchronous))
+	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "sqlite3", driver(cfg, synchronous))
 	if err == nil {
 		s.db = dialect.DB
 	}
@@ -76,6 +82,12 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	if err == nil {
 		err = s.backend.Start(ctx)
+	}
+	if err == nil {
+		s.kept, err = s.db.Conn(ctx)
+	}
+	if err == nil {
+		err = s.watchFile()
 	}
 	if err != nil {
 		cancel()
@@ -90,11 +102,20 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 
 	s.api = newBridge(s.backend, s.db)
+	s.checkLarge(ctx)
 	return s, nil
 }
 
+// advice is an error that says how to go on.
+type advice string
+
+func (a advice) Error() string { return string(a) }
+
 func openError(path string, err error) error {
-	return fmt.Errorf("open datastore %s: %w; free the disk if it is full, or put the file aside and restore a backup", path, err)
+	if errors.As(err, new(advice)) {
+		return fmt.Errorf("open datastore %s: %w", path, err)
+	}
+	return fmt.Errorf("open datastore %s: %w; the file is left as it is: free the disk if it is full, or else put the file and its -wal aside and restore a backup", path, err)
 }
 
 func synchronous(cfg Config) (string, error) {
@@ -111,13 +132,16 @@ func synchronous(cfg Config) (string, error) {
 }
 
 // driver is how kine's driver is to work on a file.
-func driver(path, synchronous string) *drivers.Config {
+func driver(cfg Config, synchronous string) *drivers.Config {
+	if cfg.CompactEvery == 0 {
+		cfg.CompactEvery = 5 * time.Minute
+	}
 	return &drivers.Config{
 		// A vacuum at start would take a minute on a large store, and buys nothing.
-		DataSourceName: "file:" + (&url.URL{Path: path}).EscapedPath() +
-			"?_journal_mode=WAL&_busy_timeout=30000&_txlock=immediate&_stmt_cache_size=20" +
+		DataSourceName: "file:" + (&url.URL{Path: cfg.Path}).EscapedPath() +
+			"?_journal_mode=WAL&_busy_timeout=30000&_txlock=immediate" +
 			"&_synchronous=" + synchronous + "&_kine_disable_startup_vacuum=true",
-		CompactInterval:  5 * time.Minute,
+		CompactInterval:  cfg.CompactEvery,
 		CompactTimeout:   5 * time.Second,
 		CompactMinRetain: 1000,
 		CompactBatchSize: 1000,
@@ -132,6 +156,7 @@ func (s *Store) Close() {
 		s.cancel()
 		s.api.wait()
 		s.wg.Wait()
+		_ = s.kept.Close()
 		// Waits for queries under way, which kine's own close does not.
 		_ = s.db.Close()
 	})

@@ -8,15 +8,41 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
-// probe tells at once what kine's driver would try again for five minutes: a
-// file that is not a database, or cannot be read.
+// checkedAtOnce is the size of a store, in bytes, up to which its structure is
+// checked before it is used: some milliseconds. Larger ones are checked while
+// they are used already.
+const checkedAtOnce = 64 << 20
+
+// rescued is where a store is saved whose file goes missing: beside its folder,
+// of which more may be about to go.
+func rescued(path string) string {
+	return filepath.Join(filepath.Dir(path)+".rescued", filepath.Base(path))
+}
+
+// probe tells at once what kine's driver would try again for five minutes, or
+// would make worse: a file that is not a database, is damaged, or cannot be
+// written, and one that should be there and is not. It changes nothing.
 func probe(ctx context.Context, path string) error {
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if _, err := os.Stat(rescued(path)); err == nil {
+		return advice(fmt.Sprintf("its file was removed or replaced while it was in use, and was saved: to go on with it, stop Knarr, "+
+			"move what else is in its folder away and `mv %s %s`; to begin with an empty cluster, move all of it away", rescued(path), path))
 	}
-	db, err := sql.Open("sqlite3", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=rw&_busy_timeout=5000")
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return probeLog(path)
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.Access(path, unix.R_OK|unix.W_OK); err != nil {
+		return fmt.Errorf("read and write it: %w", err)
+	}
+	db, err := readOnly(path)
 	if err != nil {
 		return err
 	}
@@ -24,6 +50,39 @@ func probe(ctx context.Context, path string) error {
 	var version int
 	if err := db.QueryRowContext(ctx, "PRAGMA schema_version").Scan(&version); err != nil {
 		return fmt.Errorf("read: %w", err)
+	}
+	if info.Size() > checkedAtOnce {
+		return nil
+	}
+	return check(ctx, db)
+}
+
+// probeLog refuses a store of which only the log is left: SQLite would make a new
+// one and remove the log.
+func probeLog(path string) error {
+	info, err := os.Stat(path + "-wal")
+	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return advice(fmt.Sprintf("it is missing or empty, and its log %s-wal is not: put it back or restore a backup; to begin with an empty cluster, move both away", path))
+}
+
+func readOnly(path string) (*sql.DB, error) {
+	return sql.Open("sqlite3", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_busy_timeout=5000")
+}
+
+// check looks at the structure of every page; a value that was changed in place
+// it cannot tell from what was written.
+func check(ctx context.Context, db *sql.DB) error {
+	var first string
+	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&first); err != nil {
+		return fmt.Errorf("check: %w", err)
+	}
+	if first != "ok" {
+		return fmt.Errorf("it is damaged: %s", first)
 	}
 	return nil
 }

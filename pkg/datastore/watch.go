@@ -228,7 +228,21 @@ func (s *stream) follow(ctx context.Context, id int64, w *watch) {
 		last.CompactRevision, last.CancelReason = r.CompactRevision, server.ErrCompacted.Error()
 		return
 	}
-	for first := range r.Events {
+	for {
+		// kine never ends a watch that begins while the store closes.
+		var first []*server.Event
+		ok := false
+		select {
+		case first, ok = <-r.Events:
+		case <-ctx.Done():
+			go func() {
+				for range r.Events { // kine wants all of them to be read
+				}
+			}()
+		}
+		if !ok {
+			break
+		}
 		events := drain(first, r.Events)
 		if len(events) == 0 {
 			continue

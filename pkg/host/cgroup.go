@@ -51,10 +51,16 @@ func (c Cgroups) Needs() []string {
 	return []string{"cpu", "cpuacct", "cpuset", "memory", "pids"}
 }
 
-func (m *Machine) cgroups() Cgroups {
+func (m *Machine) cgroups() Cgroups { return m.cgroupsOn(m.mountTable()) }
+
+func (m *Machine) cgroupsOn(table []mount) Cgroups {
 	c := Cgroups{Mode: CgroupNone}
 	v1 := map[string]bool{}
-	for _, mt := range m.mounts() {
+	// A node has a thousand mounts, of which these few matter.
+	near := slices.DeleteFunc(slices.Clone(table), func(mt mount) bool {
+		return mt.fstype != "cgroup2" && !within(mt.point, cgroupDir) && !within(cgroupDir, mt.point)
+	})
+	for _, mt := range visible(near) {
 		switch {
 		case mt.fstype == "cgroup2":
 			c.Mount = mt.point
@@ -105,16 +111,7 @@ func (m *Machine) kernelControllers() map[string]bool {
 }
 
 func (m *Machine) ownCgroup(mode CgroupMode) string {
-	paths := map[string]string{}
-	for line := range strings.Lines(m.read("/proc/self/cgroup")) {
-		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
-		if len(f) != 3 {
-			continue
-		}
-		for _, controller := range strings.Split(f[1], ",") {
-			paths[controller] = f[2]
-		}
-	}
+	paths := m.ownCgroups()
 	order := []string{"name=systemd", "memory", ""}
 	if mode == CgroupV2 {
 		order = []string{""}
@@ -125,6 +122,22 @@ func (m *Machine) ownCgroup(mode CgroupMode) string {
 		}
 	}
 	return "/"
+}
+
+// ownCgroups are the groups of this process by controller; that of the v2 tree
+// has no name.
+func (m *Machine) ownCgroups() map[string]string {
+	paths := map[string]string{}
+	for line := range strings.Lines(m.read("/proc/self/cgroup")) {
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) != 3 {
+			continue
+		}
+		for _, controller := range strings.Split(f[1], ",") {
+			paths[controller] = f[2]
+		}
+	}
+	return paths
 }
 
 // PrepareCgroups prepares the real machine.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -66,14 +67,19 @@ func (m *Machine) Detect() (Facts, error) {
 	f.OOMScoreAdj, _ = strconv.Atoi(m.read("/proc/self/oom_score_adj"))
 	// The kernel asks for the capability in the first user namespace.
 	f.RestrictOOMScoreAdj = f.UserNamespace || !m.capable(unix.CAP_SYS_RESOURCE)
-	f.CgroupDriver = DriverCgroupfs
-	if f.Systemd {
-		f.Unit = unitOf(f.Cgroups.Own)
-	}
-	if f.Unit != "" {
-		f.CgroupDriver = DriverSystemd
-	}
+	f.CgroupDriver, f.Unit = m.cgroupDriver(f.Cgroups)
 	return f, nil
+}
+
+// cgroupDriver chooses the driver; with systemd's comes our service.
+func (m *Machine) cgroupDriver(c Cgroups) (driver, unit string) {
+	if m.read("/proc/1/comm") == "systemd" {
+		unit = unitOf(c.Own)
+	}
+	if unit == "" {
+		return DriverCgroupfs, ""
+	}
+	return DriverSystemd, unit
 }
 
 // unitOf finds the system service in a cgroup's path. Services of a user's own
@@ -135,20 +141,25 @@ func (m *Machine) resolvConf() ResolvConf {
 		"/run/systemd/resolve/resolv.conf",
 		"/run/NetworkManager/no-stub-resolv.conf",
 	} {
-		var servers []netip.Addr
-		for line := range strings.Lines(m.read(p)) {
-			f := strings.Fields(line)
-			if len(f) < 2 || f[0] != "nameserver" {
-				continue
-			}
-			ip, err := netip.ParseAddr(f[1])
-			if err == nil && !ip.IsLoopback() && !ip.IsUnspecified() {
-				servers = append(servers, ip)
-			}
-		}
+		servers := slices.DeleteFunc(m.nameservers(p), func(ip netip.Addr) bool { return ip.IsLoopback() || ip.IsUnspecified() })
 		if len(servers) > 0 {
 			return ResolvConf{Path: p, Servers: servers}
 		}
 	}
 	return ResolvConf{}
+}
+
+// nameservers lists those that a resolv.conf names.
+func (m *Machine) nameservers(path string) []netip.Addr {
+	var servers []netip.Addr
+	for line := range strings.Lines(m.read(path)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "nameserver" {
+			continue
+		}
+		if ip, err := netip.ParseAddr(f[1]); err == nil {
+			servers = append(servers, ip)
+		}
+	}
+	return servers
 }

@@ -1,16 +1,18 @@
 package host
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
 // fakeMachine is a folder that looks like the system's folders of a healthy
 // Debian machine with systemd and cgroup v2, on which Knarr runs as a service.
-// Changes replace files; an empty text removes one.
+// Changes replace files; an empty text removes one, and an arrow makes a link.
 func fakeMachine(t *testing.T, changes ...map[string]string) *Machine {
 	t.Helper()
 	files := map[string]string{
@@ -18,7 +20,7 @@ func fakeMachine(t *testing.T, changes ...map[string]string) *Machine {
 		"/proc/sys/kernel/osrelease":                   "6.1.0-13-amd64\n",
 		"/proc/sys/net/bridge/bridge-nf-call-iptables": "1\n",
 		"/proc/filesystems":                            "nodev\tsysfs\nnodev\toverlay\n\text4\n",
-		"/proc/self/status":                            "Name:\tknarr\nUid:\t0\t0\t0\t0\nCapEff:\t000001ffffffffff\n",
+		"/proc/self/status":                            status("0", "000001ffffffffff"),
 		"/proc/self/uid_map":                           "         0          0 4294967295\n",
 		"/proc/self/oom_score_adj":                     "-100\n",
 		"/proc/self/cgroup":                            "0::/system.slice/knarr.service\n",
@@ -33,6 +35,11 @@ func fakeMachine(t *testing.T, changes ...map[string]string) *Machine {
 		"/sys/fs/cgroup/cgroup.subtree_control": "memory pids\n",
 		"/etc/resolv.conf":                      "nameserver 192.0.2.53\nsearch example.net\n",
 		"/dev/kmsg":                             " ",
+		"/proc/meminfo":                         "MemTotal:        2000000 kB\nMemAvailable:    1500000 kB\n",
+		"/proc/self/ns/net":                     "-> net:[1]",
+	}
+	for _, kind := range []string{"cgroup", "ipc", "mnt", "pid", "uts"} {
+		files["/proc/self/ns/"+kind] = " "
 	}
 	for _, c := range changes {
 		maps.Copy(files, c)
@@ -46,11 +53,40 @@ func fakeMachine(t *testing.T, changes ...map[string]string) *Machine {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
+		if target, ok := strings.CutPrefix(text, "-> "); ok {
+			if err := os.Symlink(target, path); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
 	return m
+}
+
+// status is /proc/self/status of a user with capabilities.
+func status(uid, capabilities string) string {
+	return fmt.Sprintf("Name:\tknarr\nUid:\t%[1]s\t%[1]s\t%[1]s\t%[1]s\nCapEff:\t%[2]s\nSeccomp:\t0\n", uid, capabilities)
+}
+
+// other is a process beside Knarr, in its network namespace.
+func other(pid int, name string, arguments ...string) map[string]string {
+	dir := fmt.Sprintf("/proc/%d/", pid)
+	return map[string]string{
+		dir + "comm": name + "\n", dir + "ns/net": "-> net:[1]", dir + "cgroup": "0::/system.slice/" + name + ".service\n",
+		dir + "cmdline": strings.Join(append([]string{name}, arguments...), "\x00") + "\x00",
+	}
+}
+
+// with joins changes.
+func with(changes ...map[string]string) map[string]string {
+	all := map[string]string{}
+	for _, c := range changes {
+		maps.Copy(all, c)
+	}
+	return all
 }
 
 // fakeKernel can do everything, apart from what its fields say.
@@ -61,6 +97,11 @@ type fakeKernel struct {
 	moduleErr error
 	overlay   error
 	network   *Network
+	database  error
+	space     *Space
+	taken     map[string]error // by what a Listener says of itself
+	drops     []string
+	dropsErr  error
 }
 
 var _ Kernel = fakeKernel{}
@@ -69,6 +110,20 @@ func (k fakeKernel) LinkKind(kind string) error   { return k.noLink[kind] }
 func (k fakeKernel) NFTables() ([]string, error)  { return k.nft, k.nftErr }
 func (k fakeKernel) LoadModule(name string) error { return k.moduleErr }
 func (k fakeKernel) Overlay(string) error         { return k.overlay }
+func (k fakeKernel) Database(string) error        { return k.database }
+
+func (k fakeKernel) ForwardDrops() ([]string, error) { return k.drops, k.dropsErr }
+
+func (k fakeKernel) Bind(network string, addr netip.AddrPort) error {
+	return k.taken[Listener{Network: network, Addr: addr}.String()]
+}
+
+func (k fakeKernel) Space(string) (Space, error) {
+	if k.space != nil {
+		return *k.space, nil
+	}
+	return Space{Size: 100 << 30, Free: 50 << 30, Inodes: 1000, FreeInodes: 900}, nil
+}
 
 func (k fakeKernel) Network() (Network, error) {
 	if k.network != nil {
@@ -103,9 +158,10 @@ func hybrid(without string) map[string]string {
 	mounts += "40 25 0:40 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd\n" +
 		"41 25 0:41 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n"
 	return map[string]string{
-		"/proc/self/mountinfo":              mounts,
-		"/proc/cgroups":                     kernel,
-		"/proc/self/cgroup":                 "5:name=systemd:/system.slice/knarr.service\n4:memory:/elsewhere\n0::/\n",
-		"/sys/fs/cgroup/cgroup.controllers": "",
+		"/proc/self/mountinfo":                mounts,
+		"/proc/cgroups":                       kernel,
+		"/proc/self/cgroup":                   "5:name=systemd:/system.slice/knarr.service\n4:memory:/elsewhere\n0::/\n",
+		"/sys/fs/cgroup/cgroup.controllers":   "",
+		"/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
 	}
 }

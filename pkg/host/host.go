@@ -6,10 +6,12 @@
 package host
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Machine is where the package reads from. The zero value is the real machine.
@@ -19,6 +21,8 @@ type Machine struct {
 	Root string
 	// Kernel answers what no file tells. Default: the running kernel.
 	Kernel Kernel
+	// Now is the clock. Default: time.Now.
+	Now func() time.Time
 }
 
 // Kernel is what can only be learned by asking the kernel. No method leaves
@@ -33,6 +37,17 @@ type Kernel interface {
 	LoadModule(name string) error
 	// Overlay returns nil if an overlay can have its upper folder below dir.
 	Overlay(dir string) error
+	// Database returns nil if a file below dir can be locked and mapped, as
+	// SQLite does with its own.
+	Database(dir string) error
+	// Space tells what the file system below dir has room for.
+	Space(dir string) (Space, error)
+	// Bind returns nil if a port can be listened on, tcp or udp, EADDRINUSE if
+	// it is taken.
+	Bind(network string, addr netip.AddrPort) error
+	// ForwardDrops names the chains that drop forwarded packets which none of
+	// their rules accepts.
+	ForwardDrops() ([]string, error)
 	// Network tells the addresses and routes of this network namespace.
 	Network() (Network, error)
 }
@@ -42,6 +57,13 @@ func (m *Machine) kernel() Kernel {
 		return m.Kernel
 	}
 	return runningKernel{}
+}
+
+func (m *Machine) now() time.Time {
+	if m.Now != nil {
+		return m.Now()
+	}
+	return time.Now()
 }
 
 func (m *Machine) path(p string) string {
@@ -67,6 +89,10 @@ func (m *Machine) exists(p string) bool {
 	return err == nil
 }
 
+// Space is how much room a file system has, in bytes and in files. Inodes is 0
+// where their number has no limit.
+type Space struct{ Size, Free, Inodes, FreeInodes uint64 }
+
 // mount is one line of /proc/self/mountinfo.
 type mount struct {
 	point, fstype  string
@@ -75,9 +101,8 @@ type mount struct {
 
 func (mt mount) has(option string) bool { return slices.Contains(mt.options, option) }
 
-// mounts lists the mounts that this process can see, the newest last. One that
-// lies at or above an older one's place hides it.
-func (m *Machine) mounts() []mount {
+// mountTable lists the mounts of this process, the oldest first.
+func (m *Machine) mountTable() []mount {
 	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	var all []mount
 	for line := range strings.Lines(m.read("/proc/self/mountinfo")) {
@@ -86,27 +111,36 @@ func (m *Machine) mounts() []mount {
 		if !ok || len(left) < 6 || len(right) < 3 {
 			continue
 		}
-		mt := mount{
+		all = append(all, mount{
 			point: unescape.Replace(left[4]), fstype: right[0],
 			options: strings.Split(left[5], ","), super: strings.Split(right[2], ","),
-		}
+		})
+	}
+	return all
+}
+
+// mounts lists the mounts that this process can see, the newest last.
+func (m *Machine) mounts() []mount { return visible(m.mountTable()) }
+
+// visible leaves out what newer mounts hide: one that lies at or above an older
+// one's place.
+func visible(table []mount) []mount {
+	var all []mount
+	for _, mt := range table {
 		all = slices.DeleteFunc(all, func(older mount) bool { return within(older.point, mt.point) })
 		all = append(all, mt)
 	}
 	return all
 }
 
-// mountOf finds the mount that path lies on.
-func (m *Machine) mountOf(path string) (mount, bool) {
-	var best mount
-	found := false
-	for _, mt := range m.mounts() {
-		if !within(path, mt.point) || found && len(mt.point) < len(best.point) {
-			continue
+// mountOf finds the mount that path lies on: the newest of those above it.
+func mountOf(table []mount, path string) (mount, bool) {
+	for _, mt := range slices.Backward(table) {
+		if within(path, mt.point) {
+			return mt, true
 		}
-		best, found = mt, true
 	}
-	return best, found
+	return mount{}, false
 }
 
 func within(path, dir string) bool {

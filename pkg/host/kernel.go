@@ -10,54 +10,67 @@ import (
 // minKernel is the first kernel whose nftables kube-proxy can use.
 var minKernel = [2]int{5, 13}
 
-func (m *Machine) checkKernel(cfg Config, ps *Problems) {
-	release := m.read("/proc/sys/kernel/osrelease")
+func (s *survey) checkKernel(f *findings) string {
+	release := s.read("/proc/sys/kernel/osrelease")
 	if v, ok := kernelVersion(release); ok && (v[0] < minKernel[0] || v[0] == minKernel[0] && v[1] < minKernel[1]) {
-		ps.errorf("kernel "+release+" is too old", "/proc/sys/kernel/osrelease",
+		f.errorf("kernel "+release+" is too old", "/proc/sys/kernel/osrelease",
 			"kube-proxy's nftables mode needs "+fmt.Sprintf("%d.%d", minKernel[0], minKernel[1]), "boot a newer kernel")
 	}
-	if cfg.FlannelBackend == "none" {
-		return
+	return "kernel " + release
+}
+
+func (s *survey) checkLinks(f *findings) string {
+	if s.cfg.FlannelBackend == "none" {
+		return ""
 	}
 	kinds := []string{"veth", "bridge"}
-	if cfg.FlannelBackend == "vxlan" {
+	if s.cfg.FlannelBackend == "vxlan" {
 		kinds = append(kinds, "vxlan")
 	}
 	for _, kind := range kinds {
 		// The kernel loads the module by itself when it is asked.
-		if err := m.kernel().LinkKind(kind); err != nil {
-			why, do := "the pod network is made of such links", m.moduleAdvice(kind)
+		if err := s.kernel().LinkKind(kind); err != nil {
+			do := s.moduleAdvice(kind)
 			if kind == "vxlan" {
 				do += ", or use --flannel-backend=host-gw"
 			}
-			ps.errorf(kind+" links can't be made", "kernel "+release+": "+err.Error(), why, do)
+			f.errorf(kind+" links can't be made", "kernel "+s.read("/proc/sys/kernel/osrelease")+": "+err.Error(), "the pod network is made of such links", do)
 		}
 	}
-	if !m.exists("/proc/sys/net/bridge/bridge-nf-call-iptables") && !m.module("br_netfilter") {
-		if err := m.kernel().LoadModule("br_netfilter"); err != nil {
-			ps.errorf("kernel module br_netfilter is missing", err.Error(),
-				"a pod could not reach another on the same node through a Service", m.moduleAdvice("br_netfilter"))
-		}
-	}
+	return strings.Join(kinds, ", ") + " links can be made"
 }
 
-func (m *Machine) checkNFTables(ps *Problems) {
+func (s *survey) checkBridgeFilter(f *findings) string {
+	if s.cfg.FlannelBackend == "none" {
+		return ""
+	}
+	if !s.exists("/proc/sys/net/bridge/bridge-nf-call-iptables") && !s.module("br_netfilter") {
+		if err := s.kernel().LoadModule("br_netfilter"); err != nil {
+			f.errorf("kernel module br_netfilter is missing", err.Error(),
+				"a pod could not reach another on the same node through a Service", s.moduleAdvice("br_netfilter"))
+		}
+	}
+	return "packets on bridges are filtered"
+}
+
+func (s *survey) checkNFTables(f *findings) string {
 	why := "Services and the pod network are nftables rules"
-	missing, err := m.kernel().NFTables()
+	missing, err := s.kernel().NFTables()
 	if err != nil {
 		// Some kernels do not load a netfilter subsystem by themselves.
-		if m.kernel().LoadModule("nf_tables") == nil {
-			missing, err = m.kernel().NFTables()
+		if s.kernel().LoadModule("nf_tables") == nil {
+			missing, err = s.kernel().NFTables()
 		}
 	}
 	if err != nil {
-		ps.errorf("nftables does not work", err.Error(), why, m.moduleAdvice("nf_tables"))
-		return
+		f.errorf("nftables does not work", err.Error(), why, s.moduleAdvice("nf_tables"))
+		return ""
 	}
 	if len(missing) > 0 {
-		ps.errorf("nftables lacks "+strings.Join(missing, ", "), "kernel "+m.read("/proc/sys/kernel/osrelease"), why,
-			m.moduleAdvice("nft_"+missing[0]))
+		f.errorf("nftables lacks "+strings.Join(missing, ", "), "kernel "+s.read("/proc/sys/kernel/osrelease"), why,
+			s.moduleAdvice("nft_"+missing[0]))
 	}
+	return "nftables has all that Services need"
 }
 
 // module tells whether a module is loaded or built in.

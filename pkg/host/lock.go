@@ -61,8 +61,48 @@ type InUseError struct {
 
 func (e *InUseError) Error() string {
 	if e.PID == 0 {
-		return fmt.Sprintf("data dir %s is in use by another Knarr: stop that one, or choose another --data-dir", e.DataDir)
+		return fmt.Sprintf("data dir %s is in use by another Knarr: %s", e.DataDir, e.advice())
 	}
-	return fmt.Sprintf("data dir %s is in use by process %d: stop it (systemctl stop knarr, or kill %d), or choose another --data-dir",
-		e.DataDir, e.PID, e.PID)
+	return fmt.Sprintf("data dir %s is in use by process %d: %s", e.DataDir, e.PID, e.advice())
+}
+
+func (e *InUseError) advice() string {
+	if e.PID == 0 {
+		return "stop that one, or choose another --data-dir"
+	}
+	return fmt.Sprintf("stop it (systemctl stop knarr, or kill %d), or choose another --data-dir", e.PID)
+}
+
+// lockHolder finds the process that has locked a data dir, without touching the
+// lock: a try, however short, could keep a server from starting. It returns 0
+// if there is none, or none that this process can see.
+func (m *Machine) lockHolder(dataDir string) int {
+	path := filepath.Join(dataDir, "lock")
+	var stat unix.Stat_t
+	if unix.Stat(path, &stat) != nil {
+		return 0
+	}
+	device := fmt.Sprintf("%02x:%02x:", unix.Major(uint64(stat.Dev)), unix.Minor(uint64(stat.Dev)))
+	inode := fmt.Sprintf(":%d", stat.Ino)
+	written := ""
+	for line := range strings.Lines(m.read("/proc/locks")) {
+		// 1: FLOCK  ADVISORY  WRITE 4711 fd:01:262146 0 EOF
+		f := strings.Fields(line)
+		if len(f) < 6 || f[1] != "FLOCK" || !strings.HasSuffix(f[5], inode) {
+			continue
+		}
+		if written == "" {
+			b, err := os.ReadFile(path)
+			if err != nil {
+				return 0
+			}
+			written = strings.TrimSpace(string(b))
+		}
+		// On btrfs the kernel names another device here than stat does.
+		if strings.HasPrefix(f[5], device) || f[4] == written {
+			pid, _ := strconv.Atoi(f[4])
+			return pid
+		}
+	}
+	return 0
 }

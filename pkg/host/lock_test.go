@@ -46,6 +46,10 @@ func TestSecondProcessOnADataDirIsToldOfTheFirst(t *testing.T) {
 		t.Errorf("the error does not say what to do: %v", err)
 	}
 
+	if pid := new(Machine).lockHolder(dir); pid != other.Process.Pid {
+		t.Errorf("the lock seems to be held by process %d, want %d", pid, other.Process.Pid)
+	}
+
 	in.Close()
 	if err := other.Wait(); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -148,4 +149,38 @@ func (b *nftBatch) send() ([]nftAnswer, error) {
 			m = m[min(len(m), max((size+3)&^3, unix.SizeofNlMsghdr)):]
 		}
 	}
+}
+
+// ForwardDrops asks for all chains, and picks those at the forward hook whose
+// policy is to drop.
+func (runningKernel) ForwardDrops() ([]string, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP)
+	req.AddRawData([]byte{unix.NFPROTO_UNSPEC, unix.NFNETLINK_V0, 0, 0})
+	messages, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return nil, fmt.Errorf("list the chains of nftables: %w", err)
+	}
+	var drops []string
+	for _, m := range messages {
+		if len(m) < 4 {
+			continue
+		}
+		family, known := map[byte]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[m[0]]
+		attrs, err := nl.ParseRouteAttrAsMap(m[4:])
+		if err != nil || !known {
+			continue
+		}
+		const drop = 0 // NF_DROP
+		policy := attrs[unix.NFTA_CHAIN_POLICY].Value
+		// Kernels differ in whether they mark it as nested.
+		hook, err := nl.ParseRouteAttrAsMap(slices.Concat(attrs[unix.NFTA_CHAIN_HOOK].Value, attrs[unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED].Value))
+		if err != nil || len(policy) != 4 || binary.BigEndian.Uint32(policy) != drop {
+			continue
+		}
+		number := hook[unix.NFTA_HOOK_HOOKNUM].Value
+		if len(number) == 4 && binary.BigEndian.Uint32(number) == unix.NF_INET_FORWARD {
+			drops = append(drops, family+" "+nl.BytesToString(attrs[unix.NFTA_CHAIN_TABLE].Value)+" "+nl.BytesToString(attrs[unix.NFTA_CHAIN_NAME].Value))
+		}
+	}
+	return drops, nil
 }

@@ -1,115 +1,165 @@
 package host
 
 import (
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func fitConfig(t testing.TB) Config {
+	all := netip.IPv4Unspecified()
+	dir := t.TempDir()
 	return Config{
-		DataDir: t.TempDir(), RunDir: "/run/knarr",
+		DataDir: dir, RunDir: "/run/knarr", ServerDir: filepath.Join(dir, "server"),
 		ClusterCIDR: []netip.Prefix{netip.MustParsePrefix("10.42.0.0/16")},
 		ServiceCIDR: []netip.Prefix{netip.MustParsePrefix("10.43.0.0/16")},
+		ClusterDNS:  netip.MustParseAddr("10.43.0.10"),
 		Snapshotter: "overlayfs", FlannelBackend: "vxlan", KubeVersion: "v1.36.4+knarr1",
+		ResolvConf: "/etc/resolv.conf",
+		BuildDate:  time.Date(2026, 3, 1, 0, 0, 0, 0, time.UTC),
+		ConfigFile: filepath.Join(dir, "config.yaml"), Kubeconfig: filepath.Join(dir, "kubeconfig.yaml"), KubeconfigMode: 0o600,
+		Listeners: []Listener{
+			{Use: "the API server", Network: "tcp", Addr: netip.AddrPortFrom(all, 6443), Do: "choose another --https-listen-port"},
+			{Use: "the kubelet", Network: "tcp", Addr: netip.AddrPortFrom(all, 10250), Needed: true, Do: "give --kubelet-arg=port=…"},
+			{Use: "flannel", Network: "udp", Addr: netip.AddrPortFrom(all, 8472), Do: "use --flannel-backend=host-gw"},
+			{Use: "cluster DNS", Network: "udp", Addr: netip.MustParseAddrPort("10.43.0.10:53"), Needed: true, Do: "give --disable=dns"},
+		},
 	}
 }
 
+// wrong are the results that are not ok.
+func wrong(r Report) []Result { return append(r.Of(Error), r.Of(Warning)...) }
+
 func TestFitMachinesHaveNoProblems(t *testing.T) {
 	for name, changes := range map[string]map[string]string{"v2": nil, "hybrid": hybrid("")} {
-		if ps := fakeMachine(t, changes).Preflight(fitConfig(t)); len(ps) > 0 {
-			t.Errorf("%s: %v", name, ps)
+		r := fakeMachine(t, changes).Preflight(fitConfig(t))
+		if r.Level != OK || len(wrong(r)) > 0 {
+			t.Errorf("%s: %v", name, wrong(r))
+		}
+		var told []string
+		for _, one := range r.Results {
+			told = append(told, one.Check)
+		}
+		if !slices.Equal(told, Checks()) {
+			t.Errorf("%s: told %v, want each of %v once", name, told, Checks())
 		}
 	}
 }
 
 func TestThisMachineIsFit(t *testing.T) {
 	needRoot(t)
-	if err := Preflight(fitConfig(t)).Err(); err != nil {
-		t.Fatal(err)
+	cfg := fitConfig(t)
+	cfg.BuildDate = time.Time{}
+	// Whoever uses this machine's ports, and what else runs on it, is its own business.
+	cfg.Listeners = nil
+	for _, r := range Preflight(cfg).Of(Error) {
+		if r.Check != "other-kubernetes" {
+			t.Error(r)
+		}
 	}
 }
 
-// Every problem is told with what helps, in one line, and stops the start or not.
+// Every case is told with what helps, in one line, with the right level.
 func TestPreflightTellsWhatToDo(t *testing.T) {
-	pi := map[string]string{
-		"/proc/device-tree/model":           "Raspberry Pi 5 Model B Rev 1.0\x00",
-		"/boot/firmware/cmdline.txt":        "console=tty1\n",
-		"/sys/fs/cgroup/cgroup.controllers": "cpuset cpu io pids\n",
-		"/proc/cgroups":                     "cpuset\t0\t1\t1\ncpu\t0\t1\t1\nmemory\t0\t1\t0\npids\t0\t1\t1\n",
-	}
-	broken := errors.New("operation not supported")
-	vpn := &Network{
-		Addrs: []Addr{{Prefix: netip.MustParsePrefix("192.0.2.7/24"), Link: "eth0", Global: true}},
-		Routes: []Route{
-			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: "eth0"},
-			{Dst: netip.MustParsePrefix("10.0.0.0/8"), Link: "tun0"},
-		},
-	}
-	for name, c := range map[string]struct {
-		files  map[string]string
-		kernel fakeKernel
-		cfg    func(*Config)
-		want   string // in the line
-		warn   bool
-	}{
-		"not root":               {files: map[string]string{"/proc/self/status": "Uid:\t1000\t1000\t1000\t1000\nCapEff:\t0\n"}, want: "run it with sudo"},
-		"plain container":        {files: map[string]string{"/proc/self/status": "Uid:\t0\t0\t0\t0\nCapEff:\t00000000a80425fb\n"}, want: "CAP_SYS_ADMIN is missing"},
-		"raspberry pi":           {files: pi, want: `add "cgroup_memory=1 cgroup_enable=memory" to the one line in /boot/firmware/cmdline.txt and reboot`},
-		"memory off, v1":         {files: hybrid("memory"), want: `add "cgroup_memory=1 cgroup_enable=memory"`},
-		"pids off, v1":           {files: hybrid("pids"), want: "remove cgroup_disable=pids"},
-		"no cgroups":             {files: map[string]string{"/proc/self/mountinfo": "22 1 8:1 / / rw - ext4 /dev/sda1 rw\n"}, want: "rc-service cgroups start"},
-		"old kernel":             {files: map[string]string{"/proc/sys/kernel/osrelease": "5.10.0-28-amd64\n"}, want: "kernel 5.10.0-28-amd64 is too old"},
-		"no nftables":            {kernel: fakeKernel{nftErr: broken, moduleErr: broken}, want: "nftables does not work"},
-		"no nftables, container": {files: map[string]string{"/.dockerenv": " "}, kernel: fakeKernel{nftErr: broken, moduleErr: broken}, want: "run modprobe nf_tables on the machine outside"},
-		"half of nftables":       {kernel: fakeKernel{nft: []string{"fib"}}, want: "nftables lacks fib"},
-		"no vxlan on ubuntu": {files: map[string]string{"/etc/os-release": "ID=ubuntu\n"}, kernel: fakeKernel{noLink: map[string]error{"vxlan": broken}},
-			want: "apt install linux-modules-extra-6.1.0-13-amd64, or boot a kernel with module vxlan, or use --flannel-backend=host-gw"},
-		"kernel updated, not rebooted": {files: map[string]string{"/lib/modules/6.9.0/modules.dep": "x"}, kernel: fakeKernel{noLink: map[string]error{"veth": broken}}, want: "reboot: the running kernel's modules were removed"},
-		"no br_netfilter":              {files: map[string]string{"/proc/sys/net/bridge/bridge-nf-call-iptables": ""}, kernel: fakeKernel{moduleErr: broken}, want: "br_netfilter is missing"},
-		"no overlay":                   {kernel: fakeKernel{overlay: broken}, want: "--snapshotter=native"},
-		"noexec": {files: map[string]string{"/proc/self/mountinfo": "22 1 8:1 / / rw,noexec - ext4 /dev/sda1 rw\n" +
-			"25 24 0:23 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"}, want: "mounted noexec"},
-		"no kmsg":             {files: map[string]string{"/dev/kmsg": ""}, want: "--device=/dev/kmsg"},
-		"long run dir":        {cfg: func(c *Config) { c.RunDir = "/run/" + strings.Repeat("knarr", 20) }, want: "choose one of at most 70"},
-		"overlapping plan":    {cfg: func(c *Config) { c.ServiceCIDR[0] = netip.MustParsePrefix("10.42.128.0/20") }, want: "10.42.128.0/20 overlaps 10.42.0.0/16"},
-		"host bits":           {cfg: func(c *Config) { c.ClusterCIDR[0] = netip.MustParsePrefix("10.42.0.1/16") }, want: "write 10.42.0.0/16"},
-		"tiny pod network":    {cfg: func(c *Config) { c.ClusterCIDR[0] = netip.MustParsePrefix("10.42.0.0/26") }, want: "give at least a /24"},
-		"huge service net":    {cfg: func(c *Config) { c.ServiceCIDR[0] = netip.MustParsePrefix("11.0.0.0/8") }, want: "give a /12 to /28"},
-		"node in pod network": {cfg: func(c *Config) { c.NodeIPs = []netip.Addr{netip.MustParseAddr("10.42.0.9")} }, want: "10.42.0.9 lies in 10.42.0.0/16"},
-		"foreign node ip":     {cfg: func(c *Config) { c.NodeIPs = []netip.Addr{netip.MustParseAddr("192.0.2.99")} }, want: "192.0.2.99 is no address of this machine"},
-		"no default route":    {kernel: fakeKernel{network: &Network{}}, want: "name one with --node-ip"},
-		"vpn":                 {kernel: fakeKernel{network: vpn}, want: "10.42.0.0/16 overlaps route 10.0.0.0/8 on tun0", warn: true},
-	} {
+	for name, c := range preflightCases() {
 		t.Run(name, func(t *testing.T) {
-			m, cfg := fakeMachine(t, c.files), fitConfig(t)
-			m.Kernel = c.kernel
-			if c.cfg != nil {
-				c.cfg(&cfg)
-			}
-			ps := m.Preflight(cfg)
-			if (ps.Err() == nil) != c.warn {
-				t.Errorf("stops the start with: %v", ps.Err())
-			}
-			for _, p := range ps {
-				if line := p.Error(); strings.Contains(line, c.want) && !strings.Contains(line, "\n") {
-					return
+			r := c.preflight(t)
+			for _, one := range wrong(r) {
+				if line := one.String(); strings.Contains(line, "\n") || one.What == "" || one.Where == "" || one.Why == "" || one.Do == "" {
+					t.Errorf("%s is not told in one line with what, where, why and what to do: %q", one.Check, line)
 				}
 			}
-			t.Errorf("no line has %q in:\n%v", c.want, ps)
+			want := Error
+			if c.warn {
+				want = Warning
+			}
+			if r.Level != want || (r.Err() == nil) != c.warn {
+				t.Errorf("level %s, want %s; stops the start with: %v", r.Level, want, r.Err())
+			}
+			if !slices.ContainsFunc(r.Of(want), func(one Result) bool { return strings.Contains(one.String(), c.want) }) {
+				t.Errorf("no %s has %q in:\n%v", want, c.want, wrong(r))
+			}
+			if len(wrong(r)) > 1 && !c.several {
+				t.Errorf("one thing is wrong, told is:\n%v", wrong(r))
+			}
 		})
 	}
 }
 
+// docs/check.md has a row for each check, in their order, which says how bad it
+// can be, as the cases above show it.
+func TestDocsTellOfEveryCheck(t *testing.T) {
+	seen := map[string][]Level{}
+	for _, c := range preflightCases() {
+		for _, one := range wrong(c.preflight(t)) {
+			seen[one.Check] = append(seen[one.Check], one.Level)
+		}
+	}
+	text, err := os.ReadFile("../../docs/check.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), " | ")
+		name, quoted := strings.CutPrefix(strings.TrimSpace(cells[0]), "`")
+		name = strings.TrimSuffix(name, "`")
+		// The configuration is told by the command line.
+		if !quoted || len(cells) != 4 || name == "configuration" {
+			continue
+		}
+		names = append(names, name)
+		for _, l := range []Level{Warning, Error} {
+			if says, shown := strings.Contains(cells[2], l.String()), slices.Contains(seen[name], l); says != shown {
+				t.Errorf("docs/check.md tells of %s at level %s: %v; a case shows one: %v", name, l, says, shown)
+			}
+		}
+	}
+	if !slices.Equal(names, Checks()) {
+		t.Errorf("docs/check.md lists\n%v, want\n%v", names, Checks())
+	}
+}
+
 func TestControlPlaneAloneNeedsNoNode(t *testing.T) {
-	m := fakeMachine(t, map[string]string{"/proc/self/status": "Uid:\t1000\t1000\t1000\t1000\nCapEff:\t0\n", "/sys/fs/cgroup/cgroup.controllers": ""})
+	m := fakeMachine(t, map[string]string{"/proc/self/status": status("1000", "0"), "/sys/fs/cgroup/cgroup.controllers": ""})
 	cfg := fitConfig(t)
 	cfg.DisableAgent = true
-	if ps := m.Preflight(cfg); len(ps) > 0 {
-		t.Error(ps)
+	if r := m.Preflight(cfg); r.Level != OK {
+		t.Error(wrong(r))
+	}
+}
+
+func TestWithoutRightsOnlyThatIsTold(t *testing.T) {
+	m := fakeMachine(t, map[string]string{"/proc/self/status": status("1000", "0"), "/dev/kmsg": ""})
+	m.Kernel = fakeKernel{overlay: errors.New("operation not permitted"), nftErr: errors.New("operation not permitted")}
+	r := m.Preflight(fitConfig(t))
+	if got := wrong(r); len(got) != 1 || got[0].Check != "root" {
+		t.Error(got)
+	}
+}
+
+func TestSnapshotterStandsInOnlyWhereNobodyChose(t *testing.T) {
+	m, cfg := fakeMachine(t), fitConfig(t)
+	if r := m.Preflight(cfg); r.Snapshotter != "overlayfs" {
+		t.Errorf("overlays work, but %q is used", r.Snapshotter)
+	}
+	m.Kernel = fakeKernel{overlay: errors.New("invalid argument")}
+	if r := m.Preflight(cfg); r.Snapshotter != "native" || r.Level != Warning {
+		t.Errorf("%q stands in for overlayfs, at level %s", r.Snapshotter, r.Level)
+	}
+	cfg.SnapshotterGiven = true
+	if r := m.Preflight(cfg); r.Snapshotter != "overlayfs" || r.Level != Error {
+		t.Errorf("the user's choice became %q, at level %s", r.Snapshotter, r.Level)
+	}
+	cfg.Snapshotter = ""
+	if r := m.Preflight(cfg); r.Level != OK {
+		t.Errorf("another runtime's snapshotter is none of our business: %v", wrong(r))
 	}
 }
 
@@ -134,8 +184,8 @@ func TestSecondStartDoesNotComplainOfItsOwnNetwork(t *testing.T) {
 	if err := ledger.Record(Change{Kind: KindAddress, Name: "10.43.0.10/32 lo"}); err != nil {
 		t.Fatal(err)
 	}
-	if ps := m.Preflight(cfg); len(ps) > 0 {
-		t.Error(ps)
+	if r := m.Preflight(cfg); r.Level != OK {
+		t.Error(wrong(r))
 	}
 }
 
@@ -167,5 +217,23 @@ func TestOlderBinaryRefusesANewerStore(t *testing.T) {
 	}
 	if CheckStoreVersion(dir, "v1.36.4") == nil {
 		t.Error("a damaged record was taken for a good one")
+	}
+}
+
+func TestReportIsReadBackFromJSON(t *testing.T) {
+	r := fakeMachine(t, map[string]string{"/dev/kmsg": ""}).Preflight(fitConfig(t))
+	text, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var back Report
+	if err := json.Unmarshal(text, &back); err != nil {
+		t.Fatal(err)
+	}
+	if back.Level != Error || !slices.Equal(back.Results, r.Results) {
+		t.Errorf("%s became %+v", text, back)
+	}
+	if err := json.Unmarshal([]byte(`{"level":"fine"}`), &back); err == nil {
+		t.Error("a level that does not exist was read")
 	}
 }

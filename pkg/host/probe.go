@@ -69,7 +69,8 @@ func (runningKernel) Overlay(dir string) error {
 	if err != nil {
 		return fmt.Errorf("open overlay: %w", err)
 	}
-	defer unix.Close(fd)
+	// The kernel takes ten milliseconds to forget it, for which nobody needs to wait.
+	defer func() { go unix.Close(fd) }()
 	for option, folder := range map[string]string{"lowerdir": "lower", "upperdir": "upper", "workdir": "work"} {
 		path := filepath.Join(tmp, folder)
 		if err := os.Mkdir(path, 0o700); err != nil {
@@ -87,6 +88,70 @@ func (runningKernel) Overlay(dir string) error {
 		return fmt.Errorf("make an overlay on it: %w", err)
 	}
 	return nil
+}
+
+// Database takes a lock and maps a file for writing, both as SQLite does.
+func (runningKernel) Database(dir string) error {
+	f, err := os.CreateTemp(existing(dir), ".knarr-probe-")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	defer os.Remove(f.Name())
+	lock := unix.Flock_t{Type: unix.F_WRLCK, Whence: 0, Start: 0, Len: 1}
+	if err := unix.FcntlFlock(f.Fd(), unix.F_SETLK, &lock); err != nil {
+		return fmt.Errorf("lock a file: %w", err)
+	}
+	size := os.Getpagesize()
+	if err := f.Truncate(int64(size)); err != nil {
+		return fmt.Errorf("lengthen a file: %w", err)
+	}
+	shared, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return fmt.Errorf("map a file: %w", err)
+	}
+	return unix.Munmap(shared)
+}
+
+// Space asks the file system.
+func (runningKernel) Space(dir string) (Space, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return Space{}, fmt.Errorf("ask for the free space of %s: %w", dir, err)
+	}
+	block := uint64(st.Bsize)
+	return Space{Size: st.Blocks * block, Free: st.Bavail * block, Inodes: st.Files, FreeInodes: st.Ffree}, nil
+}
+
+// Bind takes the port as Go's listeners do, and lets it go.
+func (runningKernel) Bind(network string, addr netip.AddrPort) error {
+	family, freebind := unix.AF_INET, [2]int{unix.IPPROTO_IP, unix.IP_FREEBIND}
+	var sa unix.Sockaddr = &unix.SockaddrInet4{Port: int(addr.Port())}
+	if ip := addr.Addr(); ip.Is4() {
+		sa.(*unix.SockaddrInet4).Addr = ip.As4()
+	} else {
+		family, freebind = unix.AF_INET6, [2]int{unix.IPPROTO_IPV6, unix.IPV6_FREEBIND}
+		sa = &unix.SockaddrInet6{Port: int(addr.Port()), Addr: ip.As16()}
+	}
+	kind := unix.SOCK_DGRAM
+	if network == "tcp" {
+		kind = unix.SOCK_STREAM
+	}
+	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket: %w", err)
+	}
+	defer unix.Close(fd)
+	// Go's listeners come over connections that are just being closed. Cluster
+	// DNS' address may not be there yet.
+	if network == "tcp" {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+	}
+	err = errors.Join(err, unix.SetsockoptInt(fd, freebind[0], freebind[1], 1))
+	if err != nil {
+		return fmt.Errorf("prepare a socket: %w", err)
+	}
+	return unix.Bind(fd, sa)
 }
 
 // Network lists addresses and routes of the main table.

@@ -1,11 +1,14 @@
 package host
 
 import (
+	"encoding/binary"
 	"errors"
 	"os"
+	"runtime"
 	"slices"
 	"testing"
 
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -78,5 +81,61 @@ func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root")
+	}
+}
+
+func TestDatabaseProbeLeavesNothing(t *testing.T) {
+	dir := t.TempDir()
+	if err := (runningKernel{}).Database(dir + "/not/yet/made"); err != nil {
+		t.Fatal(err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 0 {
+		t.Fatalf("left behind: %v %v", left, err)
+	}
+	if err := (runningKernel{}).Database("/proc"); err == nil {
+		t.Fatal("a database on /proc was thought possible")
+	}
+}
+
+func TestSpaceIsThatOfTheFileSystem(t *testing.T) {
+	s, err := runningKernel{}.Space(t.TempDir())
+	if err != nil || s.Size == 0 || s.Free > s.Size || s.FreeInodes > s.Inodes {
+		t.Fatalf("%+v, %v", s, err)
+	}
+}
+
+func TestChainsThatDropForwardedPacketsAreFound(t *testing.T) {
+	needRoot(t)
+	// The thread ends with its namespace, since nobody unlocks it.
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Skip("no network namespace can be made: ", err)
+	}
+	if drops, err := (runningKernel{}).ForwardDrops(); err != nil || len(drops) > 0 {
+		t.Fatalf("in an empty namespace: %v, %v", drops, err)
+	}
+	b := newNFTBatch()
+	b.add(unix.NFT_MSG_NEWTABLE, "table", attr(unix.NFTA_TABLE_NAME, "strict"))
+	for name, c := range map[string]struct{ hook, policy uint32 }{
+		"FORWARD": {unix.NF_INET_FORWARD, 0}, "lenient": {unix.NF_INET_FORWARD, 1}, "INPUT": {unix.NF_INET_LOCAL_IN, 0},
+	} {
+		h := nl.NewRtAttr(unix.NFTA_CHAIN_HOOK|unix.NLA_F_NESTED, nil)
+		h.AddRtAttr(unix.NFTA_HOOK_HOOKNUM, binary.BigEndian.AppendUint32(nil, c.hook))
+		h.AddRtAttr(unix.NFTA_HOOK_PRIORITY, binary.BigEndian.AppendUint32(nil, 0))
+		b.add(unix.NFT_MSG_NEWCHAIN, name, attr(unix.NFTA_CHAIN_TABLE, "strict"), attr(unix.NFTA_CHAIN_NAME, name), h,
+			attr(unix.NFTA_CHAIN_TYPE, "filter"), nl.NewRtAttr(unix.NFTA_CHAIN_POLICY, binary.BigEndian.AppendUint32(nil, c.policy)))
+	}
+	b.commit()
+	answers, err := b.send()
+	for _, a := range answers {
+		err = errors.Join(err, a.err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	drops, err := runningKernel{}.ForwardDrops()
+	if err != nil || !slices.Equal(drops, []string{"ip strict FORWARD"}) {
+		t.Errorf("%v, %v", drops, err)
 	}
 }

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// CheckStoreVersion refuses a store that a newer Kubernetes minor version than
-// ours has written to: its objects may have forms that ours can't read. Dir is
+// CheckStoreVersion refuses, with a NewerStoreError, a store that a newer
+// Kubernetes minor version than ours has written to: its objects may have forms that ours can't read. Dir is
 // the server's folder, version ours (v1.36.4+knarr1). A store without a record
 // is a new one.
 func CheckStoreVersion(dir, version string) error {
@@ -26,17 +26,35 @@ func CheckStoreVersion(dir, version string) error {
 	recorded := strings.TrimSpace(string(b))
 	theirs, err := minor(recorded)
 	if err != nil {
-		return fmt.Errorf("read the store's version from %s: %w; write there the version that last ran, such as %s", path, err, version)
+		return fmt.Errorf("read the store's version from %s: %w", path, err)
 	}
 	ours, err := minor(version)
 	if err != nil {
 		return fmt.Errorf("compare with the store's version %s: %w", recorded, err)
 	}
 	if theirs > ours {
-		return fmt.Errorf("the store in %s was last used by %s and this is %s, which may not be able to read its objects: install %s or newer, or restore a backup made by v1.%d or older",
-			dir, recorded, version, recorded, ours)
+		return &NewerStoreError{Dir: dir, Recorded: recorded, Version: version}
 	}
 	return nil
+}
+
+// NewerStoreError says that a newer version than ours has written to a store.
+type NewerStoreError struct {
+	// Dir is the server's folder, Recorded the version that used it, Version ours.
+	Dir, Recorded, Version string
+}
+
+func (e *NewerStoreError) Error() string {
+	return fmt.Sprintf("the store in %s was last used by %s: %s; %s", e.Dir, e.Recorded, e.why(), e.advice())
+}
+
+func (e *NewerStoreError) why() string {
+	return "this is " + e.Version + ", which may not be able to read its objects"
+}
+
+func (e *NewerStoreError) advice() string {
+	ours, _ := minor(e.Version) // it was read before
+	return fmt.Sprintf("install %s or newer, or restore a backup made by v1.%d or older", e.Recorded, ours)
 }
 
 // RecordStoreVersion notes which version works on the store from now on. Call

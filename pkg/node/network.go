@@ -71,6 +71,7 @@ func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 		{Component: subnet, Class: component.Retried},
 		{Component: after{rules, "bundle"}, Class: component.Retried},
 		{Component: flannel, Class: component.Retried},
+		{Component: network.NewMender(env.Log), Class: component.Retried},
 	}, rules
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/node/images"
 	"github.com/knarr-dev/knarr/pkg/node/kubelet"
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
+	"github.com/knarr-dev/knarr/pkg/node/registries"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
 )
@@ -51,6 +52,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 
 	cri, needs := c.Node.ContainerRuntimeEndpoint, []string{"pki"}
 	if cri == "" {
+		sources := registries.New(c.Node.PrivateRegistry, env.Log)
 		ctr := containerd.Config{
 			Root:                filepath.Join(c.AgentDir(), "containerd"),
 			State:               filepath.Join(c.RunDir, "containerd"),
@@ -60,11 +62,13 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 			SystemdCgroup:       n.Facts.CgroupDriver == host.DriverSystemd,
 			RestrictOOMScoreAdj: n.Facts.RestrictOOMScoreAdj,
 			DisableAppArmor:     !n.Facts.AppArmor,
+			Redirect:            sources.Redirect,
 		}
 		cri = ctr.Socket()
 		needs = append(needs, "containerd", "builtin-images")
 		folder := filepath.Join(c.AgentDir(), "images")
 		specs = append(specs,
+			component.Spec{Component: sources, Class: component.Optional},
 			component.Spec{Component: containerd.New(ctr), Class: component.Retried},
 			component.Spec{Component: images.NewBuiltin(cri, c.Node.Snapshotter, images.Embedded{
 				Image: pauseImage, ID: n.Bundle.ID(), Open: func() (io.ReadCloser, error) { return b.image("pause") },

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 	corev1 "k8s.io/api/core/v1"
@@ -115,7 +116,7 @@ func (s *space) ask(question *dns.Msg) *dns.Msg {
 		s.t.Fatal(err)
 	}
 	defer conn.Close()
-	answer, _, err := new(dns.Client).ExchangeWithConn(question, &dns.Conn{Conn: conn})
+	answer, _, err := (&dns.Client{Timeout: 30 * time.Second}).ExchangeWithConn(question, &dns.Conn{Conn: conn})
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -151,7 +151,12 @@ func (s *space) fromNode(url string) string {
 }
 
 func (s *space) fetch(ctx context.Context, url string) (string, error) {
-	c := http.Client{Transport: &http.Transport{DialContext: s.Host.DialContext, DisableKeepAlives: true}}
+	return fetchBy(ctx, s.Host.DialContext, url)
+}
+
+// fetchBy asks a URL from where a dialer is.
+func fetchBy(ctx context.Context, dial func(ctx context.Context, network, address string) (net.Conn, error), url string) (string, error) {
+	c := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err

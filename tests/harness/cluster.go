@@ -158,6 +158,12 @@ func (n *Node) WaitPods(t testing.TB, namespace, selector string, want int) []*c
 	})
 }
 
+// WaitPodsUntil waits until those that a label selector matches are as wanted.
+func (n *Node) WaitPodsUntil(t testing.TB, namespace, selector, what string, wanted func([]*corev1.Pod) bool) []*corev1.Pod {
+	t.Helper()
+	return n.watchPods(t, namespace, selector, "", fmt.Sprintf("pods of %q %s", selector, what), wanted)
+}
+
 // WaitGone waits until no pod of that name is there.
 func (n *Node) WaitGone(t testing.TB, namespace, name string) {
 	t.Helper()

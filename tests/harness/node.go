@@ -67,9 +67,10 @@ type Node struct {
 	Client kubernetes.Interface
 	REST   *rest.Config
 
-	lab     *lab.Lab
-	cgroups []string
-	logPath string
+	lab       *lab.Lab
+	cgroups   []string
+	logPath   string
+	authority *authority // of registries that the host trusts
 
 	mu     sync.Mutex
 	server *throwaway.Server
@@ -126,6 +127,13 @@ func New(ctx context.Context, o Options) (*Node, error) {
 			return nil, errors.Join(err, n.Close())
 		}
 		n.Exe = o.Exe
+	}
+	if n.authority, err = newAuthority(); err != nil {
+		return nil, errors.Join(err, n.Close())
+	}
+	// Programs read a host's authorities but once.
+	if err := n.write(trustedFile, string(n.authority.pem)); err != nil {
+		return nil, errors.Join(err, n.Close())
 	}
 	for path, content := range o.Files {
 		if err := n.write(path, content); err != nil {

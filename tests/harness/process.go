@@ -103,6 +103,16 @@ func (n *Node) Signal(t testing.TB, sig syscall.Signal) {
 	}
 }
 
+// Ended tells whether the server launched last has ended.
+func (n *Node) Ended() bool {
+	select {
+	case <-n.current().Done():
+		return true
+	default:
+		return false
+	}
+}
+
 // Wait waits until the server has ended, and returns how.
 func (n *Node) Wait(t testing.TB) error {
 	t.Helper()

@@ -1,10 +1,13 @@
 // Command images makes the image archives that the tests run:
 //
-//	go run ./tests/images -o build/images
+//	go run ./tests/images -o build/images [-csi]
 //
 // test.tar is knarr.dev/test:1, Debian's static busybox with our testbox.
 // busybox was linked with glibc, whose name look-ups crash in static programs,
 // so it gets no names for wget and nslookup: use testbox get and lookup.
+//
+// With -csi the folder csi gets the images of a CSI driver and its sidecars, and
+// their manifests.
 package main
 
 import (
@@ -27,10 +30,15 @@ const testImage = "knarr.dev/test:1"
 
 func main() {
 	out := flag.String("o", filepath.Join("build", "images"), "folder to write to")
+	csi := flag.Bool("csi", false, "make the images of the CSI driver too")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := build(ctx, *out); err != nil {
+	err := build(ctx, *out)
+	if err == nil && *csi {
+		err = buildCSI(ctx, *out)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "images:", err)
 		os.Exit(1)
 	}
@@ -67,8 +75,8 @@ func build(ctx context.Context, out string) error {
 // contents are the files of the test image.
 func contents(ctx context.Context, busybox, testbox string) ([]ocitar.File, error) {
 	files := []ocitar.File{
-		{Name: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")},
-		{Name: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\nnogroup:x:65534:\n")},
+		{Name: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\nsailor:x:1000:1000::/:/bin/sh\n")},
+		{Name: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\nnogroup:x:65534:\nsailor:x:1000:\ncrew:x:4000:sailor\n")},
 		{Name: "root", Mode: fs.ModeDir | 0o700},
 		{Name: "tmp", Mode: fs.ModeDir | fs.ModeSticky | 0o777},
 	}

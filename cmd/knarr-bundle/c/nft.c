@@ -21,7 +21,7 @@ static void fail(const char *s) {
 __attribute__((used, noreturn)) void start(word *stack) {
 	word argc = stack[0], n = 0, i;
 	char **argv = (char **)(stack + 1), **env = argv + argc + 1;
-	char lib[4200], loader[4200], real[4200], *args[argc + 8];
+	char lib[4200], loader[4200], real[4200], names[4200], *args[argc + 10];
 
 	long len = call(sys_readlinkat, (word)-100, (word) "/proc/self/exe", (word)lib, 4096);
 	if (len <= 0 || len == 4096)
@@ -32,6 +32,7 @@ __attribute__((used, noreturn)) void start(word *stack) {
 	append(lib, len, "/lib/nft");
 	append(loader, append(loader, 0, lib), "/knarr-nft");
 	append(real, append(real, 0, lib), "/nft");
+	append(names, append(names, 0, lib), "/protocols.so");
 
 	args[n++] = loader;
 	args[n++] = "--inhibit-cache";
@@ -39,6 +40,8 @@ __attribute__((used, noreturn)) void start(word *stack) {
 	args[n++] = argc ? argv[0] : "nft";
 	args[n++] = "--library-path";
 	args[n++] = lib;
+	args[n++] = "--preload";
+	args[n++] = names;
 	args[n++] = real;
 	for (i = 1; i < argc; i++)
 		args[n++] = argv[i];

@@ -23,6 +23,16 @@ static inline long call(long n, word a, word b, word c, word d) {
 	return (long)x0;
 }
 __asm__(".globl _start\n_start:\n\tmov x29,#0\n\tmov x0,sp\n\tbl start\n");
+#elif defined(__arm__)
+enum { sys_exit = 248, sys_execve = 11, sys_readlinkat = 332, sys_write = 4,
+       sys_wait4 = 114, sys_sigprocmask = 175, sys_sigtimedwait = 177 };
+static inline long call(long n, word a, word b, word c, word d) {
+	register long r7 __asm__("r7") = n;
+	register word r0 __asm__("r0") = a, r1 __asm__("r1") = b, r2 __asm__("r2") = c, r3 __asm__("r3") = d;
+	__asm__ volatile("svc 0" : "+r"(r0) : "r"(r7), "r"(r1), "r"(r2), "r"(r3) : "memory");
+	return (long)r0;
+}
+__asm__(".arm\n.globl _start\n_start:\n\tmov fp,#0\n\tmov r0,sp\n\tbic sp,sp,#7\n\tbl start\n");
 #else
 #error "no system calls known for this processor"
 #endif

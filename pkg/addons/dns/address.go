@@ -90,7 +90,7 @@ table FAMILY TABLE {
 		iif "lo" accept
 		FAMILY daddr ADDR udp dport 53 accept
 		FAMILY daddr ADDR tcp dport 53 accept
-		FAMILY daddr ADDR meta l4proto { icmp, ipv6-icmp } accept
+		FAMILY daddr ADDR meta l4proto { icmp, icmpv6 } accept
 		FAMILY daddr ADDR reject
 	}
 }

@@ -56,6 +56,22 @@ func nft(t *testing.T, script string) {
 	}
 }
 
+// A minimal Debian has no /etc/protocols, without which nft knows fewer names.
+func TestRulesNeedNoListOfProtocols(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to hide a file")
+	}
+	for _, addr := range []string{"10.43.0.10", "fd43::a"} {
+		cmd := exec.Command("unshare", "--mount", "--net", "sh", "-ec", `
+			test ! -e /etc/protocols || mount --bind /dev/null /etc/protocols
+			exec nft -f -`)
+		cmd.Stdin = strings.NewReader(Rules(netip.MustParseAddr(addr)))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("rules of %s: %v: %s", addr, err, out)
+		}
+	}
+}
+
 func TestAddressComesAndGoes(t *testing.T) {
 	inNewNetwork(t, func() {
 		for _, s := range []string{"10.43.0.10", "fd00:43::a"} {

@@ -13,7 +13,9 @@ import (
 	"github.com/containerd/containerd/v2/cmd/containerd/server"
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/platforms"
 
 	"github.com/knarr-dev/knarr/pkg/component"
 )
@@ -38,6 +40,9 @@ type Config struct {
 	RestrictOOMScoreAdj bool
 	// DisableAppArmor leaves AppArmor profiles alone.
 	DisableAppArmor bool
+	// Redirect may replace what an image is pulled from, at each pull. The new
+	// source is used until ctx ends. Nil replaces nothing.
+	Redirect func(ctx context.Context, source any) (any, error)
 }
 
 // Socket is where the CRI and containerd's own API are served.
@@ -79,7 +84,8 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 			return fmt.Errorf("remove old socket: %w", err)
 		}
 	}
-	s, err := server.New(ctx, cfg)
+	registerRedirected()
+	s, err := server.New(withRedirect(ctx, c.cfg.Redirect), cfg)
 	if err != nil {
 		return fmt.Errorf("create containerd: %w", err)
 	}
@@ -103,7 +109,15 @@ func (c *Containerd) server() *srvconfig.Config {
 		RequiredPlugins: []string{
 			"io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1." + c.cfg.Snapshotter,
 		},
+		DisabledPlugins: []string{localTransfer},
 		Plugins: table{
+			redirectedTransfer: table{
+				"unpack_config": []table{{
+					"platform":    platforms.Format(platforms.DefaultSpec()),
+					"snapshotter": c.cfg.Snapshotter,
+					"differ":      defaults.DefaultDiffer,
+				}},
+			},
 			"io.containerd.server.v1.grpc":  table{"address": c.cfg.Socket()},
 			"io.containerd.server.v1.ttrpc": table{"address": c.cfg.Socket() + ".ttrpc"},
 			"io.containerd.nri.v1.nri":      table{"disable": true},

@@ -107,7 +107,10 @@ func (n *network) unplug(index int) error {
 		if err != nil {
 			return err
 		}
-		return h.LinkDel(port)
+		if err := h.LinkDel(port); !errors.Is(err, unix.ENODEV) { // the kernel may be quicker
+			return err
+		}
+		return nil
 	})
 }
 

@@ -41,4 +41,10 @@ func Exec(command ...string) corev1.ProbeHandler {
 	return corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: command}}
 }
 
+// GRPC succeeds when a service says by gRPC's health protocol that it is well;
+// no name asks for the server as a whole.
+func GRPC(port int32, service string) corev1.ProbeHandler {
+	return corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: port, Service: &service}}
+}
+
 func decimal(n int32) string { return strconv.Itoa(int(n)) }

@@ -16,8 +16,8 @@ import (
 )
 
 // serve answers / with the body or host name, /remote with the client's
-// address, and /healthz and /ready with 200 or, after a POST with ?ok=false,
-// with 503.
+// address, /marked with whether /mark was asked, and /healthz and /ready with
+// 200 or, after a POST with ?ok=false, with 503.
 func serve(ctx context.Context, fs *flag.FlagSet, args []string) error {
 	port := fs.Int("port", 8080, "")
 	body := fs.String("body", "", "")
@@ -36,6 +36,9 @@ func serve(ctx context.Context, fs *flag.FlagSet, args []string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, *body) })
 	mux.HandleFunc("/remote", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, r.RemoteAddr) })
+	var marked atomic.Bool
+	mux.HandleFunc("/mark", func(http.ResponseWriter, *http.Request) { marked.Store(true) })
+	mux.HandleFunc("/marked", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, marked.Load()) })
 	for path, down := range map[string]bool{"/healthz": false, "/ready": *unready} {
 		var bad atomic.Bool
 		bad.Store(down)
@@ -137,8 +140,17 @@ func tcpEcho(ctx context.Context, fs *flag.FlagSet, args []string) error {
 
 func udpEcho(ctx context.Context, fs *flag.FlagSet, args []string) error {
 	port := fs.Int("port", 7, "")
+	named := fs.Bool("named", false, "")
 	if _, err := parse(fs, args, 0, 0); err != nil {
 		return err
+	}
+	prefix := ""
+	if *named {
+		host, err := os.Hostname()
+		if err != nil {
+			return err
+		}
+		prefix = host + " "
 	}
 	c, err := net.ListenPacket("udp", fmt.Sprintf(":%d", *port))
 	if err != nil {
@@ -154,7 +166,7 @@ func udpEcho(ctx context.Context, fs *flag.FlagSet, args []string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := c.WriteTo(buf[:n], from); err != nil {
+		if _, err := c.WriteTo(append([]byte(prefix), buf[:n]...), from); err != nil {
 			return err
 		}
 	}
@@ -163,13 +175,18 @@ func udpEcho(ctx context.Context, fs *flag.FlagSet, args []string) error {
 func send(ctx context.Context, fs *flag.FlagSet, args []string) error {
 	timeout := fs.Duration("timeout", 2*time.Second, "")
 	most := fs.Duration("retry", 0, "")
+	from := fs.Int("from", 0, "")
 	plain, err := parse(fs, args, 3, 3)
 	if err != nil {
 		return err
 	}
 	network, addr, text := plain[0], plain[1], []byte(plain[2])
+	dialer := net.Dialer{Timeout: *timeout}
+	if *from != 0 {
+		dialer.LocalAddr = &net.UDPAddr{Port: *from}
+	}
 	return retry(ctx, *most, func() error {
-		c, err := (&net.Dialer{Timeout: *timeout}).DialContext(ctx, network, addr)
+		c, err := dialer.DialContext(ctx, network, addr)
 		if err != nil {
 			return err
 		}
@@ -181,7 +198,14 @@ func send(ctx context.Context, fs *flag.FlagSet, args []string) error {
 			return err
 		}
 		answer := make([]byte, len(text))
-		if _, err := io.ReadFull(c, answer); err != nil {
+		if network == "udp" {
+			answer = make([]byte, 1<<16)
+			n, err := c.Read(answer)
+			if err != nil {
+				return err
+			}
+			answer = answer[:n]
+		} else if _, err := io.ReadFull(c, answer); err != nil {
 			return err
 		}
 		fmt.Printf("%s\n", answer)

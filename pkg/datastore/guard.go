@@ -1,0 +1,159 @@
+package datastore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"github.com/mattn/go-sqlite3"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// guard notices that a store in use cannot be used any more: its file was
+// removed, replaced or damaged. What is written then may be lost, so that the
+// store must be closed; opening it again tells how to go on.
+type guard struct {
+	once   sync.Once
+	failed chan struct{}
+	err    error // read it after failed
+
+	writing sync.RWMutex // held for reading by each write
+	gone    bool         // no write may begin
+}
+
+// errGone answers writes to a file that has no name any more.
+var errGone = status.Error(codes.Unavailable, "the store's file was removed or replaced")
+
+// enter begins a write.
+func (g *guard) enter() error {
+	g.writing.RLock()
+	if g.gone {
+		g.writing.RUnlock()
+		return errGone
+	}
+	return nil
+}
+
+// leave ends one.
+func (g *guard) leave() { g.writing.RUnlock() }
+
+// stop waits for writes under way; no other begins.
+func (g *guard) stop() {
+	g.writing.Lock()
+	g.gone = true
+	g.writing.Unlock()
+}
+
+func newGuard() *guard { return &guard{failed: make(chan struct{})} }
+
+func (g *guard) fail(err error) {
+	g.once.Do(func() {
+		g.err = err
+		close(g.failed)
+	})
+}
+
+// note looks at the error of a request, and returns it.
+func (g *guard) note(err error) error {
+	var e sqlite3.Error
+	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
+		g.fail(err)
+	}
+	return err
+}
+
+// Failed is closed when the store cannot be used any more; Err tells why. The
+// caller closes it.
+func (s *Store) Failed() <-chan struct{} { return s.guard.failed }
+
+// Err is why the store failed, or nil.
+func (s *Store) Err() error {
+	select {
+	case <-s.guard.failed:
+		return openError(s.path, s.guard.err)
+	default:
+		return nil
+	}
+}
+
+// removals are the changes of a folder that make a file there another one, or
+// none: writes, of which a store has many, are not among them.
+const removals = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF | unix.IN_ONLYDIR
+
+// watchFile guards the store's file until the store closes.
+func (s *Store) watchFile() error {
+	opened, err := os.Stat(s.path)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch for its removal: %w (raise sysctl fs.inotify.max_user_instances)", err)
+	}
+	changes := os.NewFile(uintptr(fd), "inotify")
+	if _, err := unix.InotifyAddWatch(fd, filepath.Dir(s.path), removals); err != nil {
+		changes.Close()
+		return fmt.Errorf("watch for its removal: %w (if there is no space for it, raise sysctl fs.inotify.max_user_watches)", err)
+	}
+	context.AfterFunc(s.ctx, func() { changes.Close() })
+	s.wg.Go(func() {
+		defer changes.Close()
+		// What changed does not matter: the file is there, or it is not.
+		for buf := make([]byte, 16*(unix.SizeofInotifyEvent+unix.NAME_MAX+1)); ; {
+			if _, err := changes.Read(buf); err != nil {
+				return // closed with the store
+			}
+			if now, err := os.Stat(s.path); err != nil || !os.SameFile(opened, now) {
+				s.rescue()
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// rescue saves what is still open of a store whose file is gone.
+func (s *Store) rescue() {
+	s.guard.stop()
+	to := rescued(s.path)
+	err := os.MkdirAll(filepath.Dir(to), 0o700)
+	if err == nil {
+		// Of an attempt that failed; what was saved before keeps the store closed.
+		err = os.RemoveAll(to)
+	}
+	if err == nil {
+		_, err = s.kept.ExecContext(s.ctx, "VACUUM INTO ?", to)
+	}
+	if err != nil {
+		s.guard.fail(fmt.Errorf("its file was removed or replaced while it was in use, and it could not be saved: %w", err))
+		return
+	}
+	if err := os.Chmod(to, 0o600); err != nil {
+		slog.Warn("protect rescued datastore", "path", to, "err", err)
+	}
+	s.guard.fail(advice("its file was removed or replaced while it was in use; all that was in it is saved as " + to))
+}
+
+// checkLarge checks what was too large to be checked before.
+func (s *Store) checkLarge(ctx context.Context) {
+	info, err := os.Stat(s.path)
+	if err != nil || info.Size() <= checkedAtOnce {
+		return
+	}
+	s.wg.Go(func() {
+		db, err := readOnly(s.path)
+		if err != nil {
+			return
+		}
+		defer db.Close()
+		if err := check(ctx, db); err != nil && ctx.Err() == nil {
+			s.guard.fail(err)
+		}
+	})
+}
