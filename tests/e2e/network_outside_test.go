@@ -178,7 +178,10 @@ func TestHealthCheckPortTellsWhetherANodeHasPods(t *testing.T) {
 	s := newServers(t, kube.Service("server", kube.LoadBalancer, kube.Port(80, "http"), localOutside))
 	o := s.outside()
 	health := "http://" + s.nodeAddr(s.get("service/server", ".spec.healthCheckNodePort"))
-	wantPart(t, "the health", o.get(health), `"localEndpoints": 2`)
+	s.WaitFor(t, "the health check to count both pods", func(ctx context.Context) (bool, error) {
+		said, err := fetchBy(ctx, o.DialContext, health)
+		return err == nil && strings.Contains(said, `"localEndpoints": 2`), err
+	})
 	s.kubectl("scale", "deployment/server", "--replicas=0")
 	s.WaitFor(t, "the health check to fail", func(ctx context.Context) (bool, error) {
 		_, err := fetchBy(ctx, o.DialContext, health)
