@@ -94,7 +94,8 @@ func (s *survey) sockets(l Listener) []string {
 	}
 	var inodes []string
 	for _, file := range []string{l.Network, l.Network + "6"} {
-		for line := range strings.Lines(s.read("/proc/net/" + file)) {
+		// Not /proc/net, which is the process's first thread's: it may be in another namespace.
+		for line := range strings.Lines(s.read("/proc/thread-self/net/" + file)) {
 			// 0: 00000000:192B 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4242 …
 			f := strings.Fields(line)
 			if len(f) < 10 || f[3] != state {

@@ -85,7 +85,12 @@ func (r *Rules) Run(ctx context.Context, ready chan<- struct{}) error {
 			if err != nil {
 				return err
 			}
-			if err := r.update(ctx); err != nil {
+			err = r.update(ctx)
+			if ctx.Err() != nil {
+				// nft was killed, if it ran: all of a transaction holds or nothing.
+				return ctx.Err()
+			}
+			if err != nil {
 				return err
 			}
 		}
