@@ -31,10 +31,15 @@ images: deps
 csi: deps
 	@scripts/images.sh -csi
 
+# crictl can't be linked in, and would make the executable a sixth larger.
+.PHONY: dist/knarr-crictl
+dist/knarr-crictl: bundle
+	@scripts/bundle.sh -tool crictl -o $@
+
 # The linker warns that parts of glibc would load others at run time; the tags
 # keep those parts from being called.
 OUT := dist/knarr
-build: bundle
+build: bundle dist/knarr-crictl
 	@echo building $(OUT)
 	@go build -ldflags '$(LDFLAGS)' -o $(OUT) ./cmd/knarr 2>&1 | { grep -v -e 'statically linked applications' -e 'in function' -e '^#' || true; }; exit $${PIPESTATUS[0]}
 

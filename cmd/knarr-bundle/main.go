@@ -1,5 +1,6 @@
 // Command knarr-bundle builds the archive of executables that Knarr carries:
-// runc, containerd's shim, CNI plugins, nft, crictl and the pause image.
+// runc, containerd's shim, CNI plugins, nft and the pause image. With -tool it
+// builds a program that lies beside Knarr instead: crictl.
 //
 // It needs Go, a C compiler with libseccomp's static library, zstd and
 // Debian's apt-get and dpkg-deb; scripts/deps.sh installs what is missing.
@@ -24,6 +25,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -46,12 +48,22 @@ func main() {
 	force := flag.Bool("force", false, "build even if the archive is up to date")
 	arch := flag.String("arch", runtime.GOARCH, "processor to build for, as Go calls it")
 	list := flag.Bool("list", false, "print what the archive holds and end")
+	tool := flag.String("tool", "", "build this program in place of the archive: crictl")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	run := func() error { return build(ctx, *out, *arch, *force) }
+	run := func() error { return build(ctx, job{*out, *arch, *force}, packArchive) }
+	if *tool != "" {
+		run = func() error { return build(ctx, job{*out, *arch, *force}, toolBuilder(*tool)) }
+	}
 	if *list {
-		run = func() error { return show(*out) }
+		run = func() error {
+			data, err := os.ReadFile(*out)
+			if err != nil {
+				return err
+			}
+			return show(data)
+		}
 	}
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "knarr-bundle:", err)
@@ -59,10 +71,18 @@ func main() {
 	}
 }
 
-// build writes the archive unless the one in place was made from the same
-// inputs.
-func build(ctx context.Context, out, arch string, force bool) error {
-	t, err := targetOf(arch)
+// job is what to write where, for which processor.
+type job struct {
+	out, arch string
+	force     bool // also if it is up to date
+}
+
+// builder makes a file's contents, in a folder to work in.
+type builder func(ctx context.Context, work string, t target) (pack.File, error)
+
+// build writes a file unless the one in place was made from the same inputs.
+func build(ctx context.Context, j job, make builder) error {
+	t, err := targetOf(j.arch)
 	if err != nil {
 		return err
 	}
@@ -70,9 +90,9 @@ func build(ctx context.Context, out, arch string, force bool) error {
 	if err != nil {
 		return err
 	}
-	keyFile := out + ".key"
-	if have, err := os.ReadFile(keyFile); err == nil && string(have) == key && !force {
-		if _, err := os.Stat(out); err == nil {
+	keyFile := j.out + ".key"
+	if have, err := os.ReadFile(keyFile); err == nil && string(have) == key && !j.force {
+		if _, err := os.Stat(j.out); err == nil {
 			return nil
 		}
 	}
@@ -81,25 +101,65 @@ func build(ctx context.Context, out, arch string, force bool) error {
 		return fmt.Errorf("make a folder to build in: %w", err)
 	}
 	defer os.RemoveAll(work)
+	f, err := make(ctx, work, t)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(j.out), 0o755); err != nil {
+		return err
+	}
+	// The key goes first and comes last: a build cut off between the two
+	// leaves no file that claims to be current.
+	if err := os.Remove(keyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(j.out+".new", f.Data, f.Mode); err != nil {
+		return err
+	}
+	if err := os.Rename(j.out+".new", j.out); err != nil {
+		return err
+	}
+	return os.WriteFile(keyFile, []byte(key), 0o644)
+}
 
-	groups := map[string]*pack.Group{groupRun: {}, groupNet: {}, groupLazy: {Lazy: true}}
+// toolBuilder builds one of the tools.
+func toolBuilder(name string) builder {
+	return func(ctx context.Context, work string, t target) (pack.File, error) {
+		for _, p := range tools() {
+			if path.Base(p.packages[0]) != name {
+				continue
+			}
+			fmt.Fprintf(os.Stderr, "building %s %s\n", p.module, p.version)
+			files, err := buildProgram(ctx, work, "", t, p, &bytes.Buffer{})
+			if err != nil {
+				return pack.File{}, fmt.Errorf("build %s %s: %w", p.module, p.version, err)
+			}
+			return files[0], nil
+		}
+		return pack.File{}, fmt.Errorf("no tool is called %s", name)
+	}
+}
+
+// packArchive makes the archive, and prints what is in it.
+func packArchive(ctx context.Context, work string, t target) (pack.File, error) {
+	groups := map[string]*pack.Group{groupRun: {}, groupNet: {}}
 	versions := map[string]string{"go": runtime.Version()}
 	var licenses, packageLicenses bytes.Buffer
 	fmt.Fprintln(os.Stderr, "fetching nft")
 	root, version, err := fetchPackages(ctx, work, t, &packageLicenses)
 	if err != nil {
-		return fmt.Errorf("fetch Debian's packages: %w", err)
+		return pack.File{}, fmt.Errorf("fetch Debian's packages: %w", err)
 	}
 	versions["nftables"] = version
 	nft, err := takeNFT(root)
 	if err != nil {
-		return fmt.Errorf("take nft from Debian's packages: %w", err)
+		return pack.File{}, fmt.Errorf("take nft from Debian's packages: %w", err)
 	}
 	for _, p := range programs() {
 		fmt.Fprintf(os.Stderr, "building %s %s\n", p.module, p.version)
 		files, err := buildProgram(ctx, work, root, t, p, &licenses)
 		if err != nil {
-			return fmt.Errorf("build %s %s: %w", p.module, p.version, err)
+			return pack.File{}, fmt.Errorf("build %s %s: %w", p.module, p.version, err)
 		}
 		groups[p.group].Files = append(groups[p.group].Files, files...)
 		versions[p.module] = p.version
@@ -107,17 +167,17 @@ func build(ctx context.Context, out, arch string, force bool) error {
 	licenses.Write(packageLicenses.Bytes())
 	launcher, err := compileC(ctx, work, "nft", t)
 	if err != nil {
-		return err
+		return pack.File{}, err
 	}
 	protocols, err := compileC(ctx, work, "protocols", t, "-shared", "-fPIC")
 	if err != nil {
-		return err
+		return pack.File{}, err
 	}
 	pause, err := buildPause(ctx, work, t)
 	if err != nil {
-		return err
+		return pack.File{}, err
 	}
-	net, lazy := groups[groupNet], groups[groupLazy]
+	net := groups[groupNet]
 	net.Files = append(net.Files, nft...)
 	net.Files = append(net.Files,
 		pack.File{Name: "bin/nft", Mode: 0o755, Data: launcher},
@@ -127,27 +187,10 @@ func build(ctx context.Context, out, arch string, force bool) error {
 
 	fmt.Fprintln(os.Stderr, "packing")
 	var archive bytes.Buffer
-	if _, err := pack.Write(ctx, &archive, versions, []pack.Group{*groups[groupRun], *net, *lazy, *texts}, pack.Zstd); err != nil {
-		return err
+	if _, err := pack.Write(ctx, &archive, versions, []pack.Group{*groups[groupRun], *net, *texts}, pack.Zstd); err != nil {
+		return pack.File{}, err
 	}
-	if err := os.MkdirAll(filepath.Dir(out), 0o755); err != nil {
-		return err
-	}
-	// The key goes first and comes last: a build cut off between the two
-	// leaves no archive that claims to be current.
-	if err := os.Remove(keyFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := os.WriteFile(out+".new", archive.Bytes(), 0o644); err != nil {
-		return err
-	}
-	if err := os.Rename(out+".new", out); err != nil {
-		return err
-	}
-	if err := os.WriteFile(keyFile, []byte(key), 0o644); err != nil {
-		return err
-	}
-	return show(out)
+	return pack.File{Mode: 0o644, Data: archive.Bytes()}, show(archive.Bytes())
 }
 
 // inputs is a digest of all that decides the archive's contents, save the
@@ -170,14 +213,10 @@ func inputs(t target) (string, error) {
 }
 
 // show prints each file's size and each group's, packed and unpacked.
-func show(out string) error {
-	data, err := os.ReadFile(out)
-	if err != nil {
-		return err
-	}
+func show(data []byte) error {
 	a, err := bundle.Open(data)
 	if err != nil {
-		return fmt.Errorf("%s: %w", out, err)
+		return err
 	}
 	mb := func(n int64) float64 { return float64(n) / 1e6 }
 	for _, g := range a.Index().Groups {
@@ -191,7 +230,7 @@ func show(out string) error {
 		fmt.Printf("%8.3f MB unpacked, %.3f MB packed (%.0f %% of the archive), unpacked %s\n\n",
 			mb(g.Size), mb(g.Length), 100*float64(g.Length)/float64(len(data)), how)
 	}
-	fmt.Printf("%s: %.3f MB, contents %s\n", out, mb(int64(len(data))), a.ID())
+	fmt.Printf("in all %.3f MB, contents %s\n", mb(int64(len(data))), a.ID())
 	return nil
 }
 

@@ -18,7 +18,7 @@ func TestBundledVersionsMatchThisModule(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, p := range programs() {
+	for _, p := range append(programs(), tools()...) {
 		for line := range strings.Lines(string(mod)) {
 			f := strings.Fields(strings.TrimPrefix(line, "require "))
 			if len(f) >= 2 && f[0] == p.module && f[1] != p.version {

@@ -11,13 +11,11 @@ type program struct {
 	group           string
 }
 
-// Where a file goes decides when it is unpacked: groups are decompressed side
-// by side at the first start, "lazy" only when asked for. The two eager ones
-// are about equally large, so that two cores end together.
+// Groups are decompressed side by side at the first start. They are about
+// equally large, so that two cores end together.
 const (
-	groupRun  = "run"
-	groupNet  = "net"
-	groupLazy = "lazy"
+	groupRun = "run"
+	groupNet = "net"
 )
 
 // programs is the one place that says which versions are in the bundle.
@@ -44,13 +42,18 @@ func programs() []program {
 			tags:    "netgo osusergo",
 			ldflags: "-X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=v1.9.1",
 		},
-		{
-			module: "sigs.k8s.io/cri-tools", version: "v1.36.0",
-			packages: []string{"cmd/crictl"}, dir: "bin", group: groupLazy,
-			tags:    "netgo osusergo",
-			ldflags: "-X sigs.k8s.io/cri-tools/pkg/version.Version=v1.36.0",
-		},
 	}
+}
+
+// tools are programs beside Knarr and not in its bundle: crictl alone would make
+// the download a sixth larger.
+func tools() []program {
+	return []program{{
+		module: "sigs.k8s.io/cri-tools", version: "v1.36.0",
+		packages: []string{"cmd/crictl"},
+		tags:     "netgo osusergo",
+		ldflags:  "-X sigs.k8s.io/cri-tools/pkg/version.Version=v1.36.0",
+	}}
 }
 
 // debian lists the packages that nft and all its libraries come from, in the

@@ -28,10 +28,10 @@ const (
 // Unpacked is a bundle whose eager files are in place. It is safe for
 // concurrent use.
 type Unpacked struct {
-	// BinDir holds the executables: runc, containerd-shim-runc-v2, nft and,
-	// once asked for by Path, crictl. It leads through a link that each version
-	// turns to its own contents, so a path handed to a long-lived process (a
-	// shim calls runc as long as its pod lives) outlasts upgrades.
+	// BinDir holds the executables: runc, containerd-shim-runc-v2 and nft. It
+	// leads through a link that each version turns to its own contents, so a path
+	// handed to a long-lived process (a shim calls runc as long as its pod lives)
+	// outlasts upgrades.
 	BinDir string
 	// CNIDir holds the CNI plugins bridge, host-local, loopback and portmap,
 	// through the same link.
@@ -172,7 +172,7 @@ func (u *Unpacked) Settle() error {
 }
 
 // Path returns where a file of the bundle is, by its name in the archive, such
-// as "bin/crictl". A file that Unpack left packed is unpacked now, with all of
+// as "doc/LICENSES". A file that Unpack left packed is unpacked now, with all of
 // its group, and stays.
 func (u *Unpacked) Path(name string) (string, error) {
 	g, f, err := u.archive.find(name)

@@ -14,7 +14,6 @@ import (
 	"k8s.io/kubectl/pkg/cmd"
 	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 
-	"github.com/knarr-dev/knarr/pkg/bundle"
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
@@ -111,27 +110,19 @@ func ctr(args []string) error {
 	return app.New().Run(append([]string{"ctr"}, args...))
 }
 
-// crictl is an executable of the bundle, since it cannot be linked in.
+// crictl is an executable of its own, since it cannot be linked in.
 func crictl(args []string) error {
-	c := config.Default()
-	if dir := os.Getenv("KNARR_DATA_DIR"); dir != "" {
-		c.DataDir = dir
-	}
-	archive, err := bundle.Embedded()
+	self, err := os.Executable()
 	if err != nil {
-		return err
+		return fmt.Errorf("find this executable: %w", err)
 	}
-	u, err := archive.Unpack(filepath.Join(c.DataDir, "bundle"))
-	if err != nil {
-		return err
-	}
-	path, err := u.Path("bin/crictl")
+	path, err := findCrictl(self, os.Getenv("PATH"))
 	if err != nil {
 		return err
 	}
 	tool := exec.Command(path, args...)
 	tool.Stdin, tool.Stdout, tool.Stderr = os.Stdin, os.Stdout, os.Stderr
-	socket := "unix://" + filepath.Join(c.RunDir, "containerd", "containerd.sock")
+	socket := "unix://" + filepath.Join(config.Default().RunDir, "containerd", "containerd.sock")
 	tool.Env = append([]string{"CONTAINER_RUNTIME_ENDPOINT=" + socket, "IMAGE_SERVICE_ENDPOINT=" + socket}, os.Environ()...)
 	err = tool.Run()
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
@@ -142,3 +133,28 @@ func crictl(args []string) error {
 	}
 	return nil
 }
+
+// findCrictl looks for knarr-crictl beside Knarr and in PATH, then for the
+// machine's own crictl; a link by that name that leads to Knarr is none.
+func findCrictl(self, path string) (string, error) {
+	me, err := os.Stat(self)
+	if err != nil {
+		return "", fmt.Errorf("find this executable: %w", err)
+	}
+	dirs := filepath.SplitList(path)
+	candidates := []string{filepath.Join(filepath.Dir(self), crictlFile)}
+	for _, name := range []string{crictlFile, "crictl"} {
+		for _, dir := range dirs {
+			candidates = append(candidates, filepath.Join(dir, name))
+		}
+	}
+	for _, file := range candidates {
+		st, err := os.Stat(file)
+		if err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o111 != 0 && !os.SameFile(st, me) {
+			return file, nil
+		}
+	}
+	return "", fmt.Errorf("run crictl: it is a file of its own, and neither %s nor PATH has it: put %s of Knarr's release there, or install cri-tools", candidates[0], crictlFile)
+}
+
+const crictlFile = "knarr-crictl"
