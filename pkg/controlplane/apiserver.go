@@ -159,6 +159,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, ctx.Err()
 	}
 
+	useOurWatchCaches(cfg)
 	generic := cfg.KubeAPIs.ControlPlane.Generic
 	// These two sleep a second and then write one object after the other. Ours
 	// below does the same work at once.
@@ -166,6 +167,10 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		// Written every ten seconds for the good of other API servers, of which
 		// there are none.
 		"start-kube-apiserver-identity-lease-controller", "start-kube-apiserver-identity-lease-garbage-collector")
+	if completed.PeerCAFile == "" {
+		// Nor are there any that it could hand requests to. It writes as often.
+		generic.DisabledPostStartHooks.Insert("peer-endpoint-reconciler-controller")
+	}
 	hooked := make(chan struct{})
 	err = generic.AddPostStartHook("knarr/bootstrap", func(h genericapiserver.PostStartHookContext) error {
 		defer close(hooked)

@@ -128,6 +128,10 @@ func (c *Containerd) server() *srvconfig.Config {
 				"stats_collect_period": 60,
 			},
 			"io.containerd.cri.v1.runtime": table{
+				// Reads every container's cgroups for `crictl stats` alone, by
+				// default once a second: the kubelet asks cAdvisor.
+				"stats_collect_period":   "30s",
+				"stats_retention_period": "5m",
 				"containerd": table{
 					"default_runtime_name": "runc",
 					"runtimes": table{
