@@ -89,7 +89,7 @@ const (
 )
 
 // cacheClock is the time of the API server's watch caches. Its timers for
-// bookmarks and compaction go off together, up to a beat late.
+// bookmarks and compaction go off together, up to half a beat early or late.
 type cacheClock struct {
 	clock.RealClock
 	begin time.Time
@@ -100,16 +100,18 @@ func (c *cacheClock) NewTimer(d time.Duration) clock.Timer {
 	return cacheTimer{c.RealClock.NewTimer(c.until(d)), c}
 }
 
-// until is how long a timer of d takes.
-func (c *cacheClock) until(d time.Duration) time.Duration {
-	if d <= 0 {
-		return d
-	}
+func (c *cacheClock) until(d time.Duration) time.Duration { return onBeat(time.Since(c.begin), d) }
+
+// onBeat is how long a timer of d takes that is set at a time since the first beat.
+func onBeat(since, d time.Duration) time.Duration {
 	if d <= asking {
 		return min(d, progressPeriod)
 	}
-	since := time.Since(c.begin)
-	return (since + d + beat - 1).Truncate(beat) - since
+	at := (since + d).Round(beat)
+	if at <= since {
+		at += beat
+	}
+	return at - since
 }
 
 type cacheTimer struct {

@@ -11,31 +11,24 @@ import (
 )
 
 func TestTimersOfWatchCachesGoOffTogether(t *testing.T) {
-	c := &cacheClock{begin: time.Now().Add(-90 * time.Millisecond)}
-	var last time.Time
-	for _, d := range []time.Duration{300 * time.Millisecond, 500 * time.Millisecond, 700 * time.Millisecond} {
-		timer := c.NewTimer(d)
-		defer timer.Stop()
-		at := <-timer.C()
-		late := at.Sub(c.begin)
-		if off := late % beat; off > beat/2 {
-			t.Errorf("a timer of %s goes off %s after the begin", d, late)
+	for _, since := range []time.Duration{0, 1, 400 * time.Millisecond, 999 * time.Millisecond, 12345 * time.Millisecond} {
+		for d := 200 * time.Millisecond; d < 2*time.Second; d += 50 * time.Millisecond {
+			takes := onBeat(since, d)
+			if takes <= 0 || (since+takes)%beat != 0 {
+				t.Errorf("a timer of %s set at %s goes off %s later", d, since, takes)
+			}
+			if d > beat && (takes-d).Abs() > beat/2 {
+				t.Errorf("a timer of %s set at %s takes %s", d, since, takes)
+			}
 		}
-		if !last.IsZero() && at.Sub(last) > 2*beat {
-			t.Errorf("a timer of %s goes off %s after the one before", d, at.Sub(last))
-		}
-		last = at
-	}
-	if d := c.until(1200 * time.Millisecond); d < 1200*time.Millisecond || d > 1200*time.Millisecond+beat {
-		t.Errorf("a timer of 1.2 s takes %s", d)
 	}
 }
 
 func TestReadersNeverWaitATenthOfASecondForTheCache(t *testing.T) {
-	if d := (&cacheClock{begin: time.Now()}).until(asking); d != progressPeriod {
+	if d := onBeat(time.Hour, asking); d != progressPeriod {
 		t.Errorf("the store is asked every %s, want %s", d, progressPeriod)
 	}
-	if d := (&cacheClock{begin: time.Now()}).until(0); d != 0 {
+	if d := onBeat(time.Hour, 0); d != 0 {
 		t.Errorf("what is due now waits %s", d)
 	}
 }

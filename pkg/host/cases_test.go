@@ -219,7 +219,7 @@ func neighbourCases() map[string]preflightCase {
 		return k
 	}
 	socket := func(file, address, state string) map[string]string {
-		return map[string]string{"/proc/net/" + file: "  sl  local_address rem_address   st\n" +
+		return map[string]string{"/proc/thread-self/net/" + file: "  sl  local_address rem_address   st\n" +
 			fmt.Sprintf("   0: %s 00000000:0000 %s 00000000:00000000 00:00000000 00000000     0        0 4242 1 0\n", address, state)}
 	}
 	nginx := with(other(812, "nginx"), map[string]string{"/proc/812/fd/6": "-> socket:[4242]"})
@@ -272,8 +272,8 @@ func TestHarmlessNeighboursAreNotToldOf(t *testing.T) {
 		"ufw that is off":       {files: map[string]string{"/etc/ufw/ufw.conf": "ENABLED=no\n"}},
 		"swap under v2":         {files: map[string]string{"/proc/swaps": "Filename\n/dev/zram0 partition 1000 0 100\n"}},
 		"group without a pod":   {files: map[string]string{"/sys/fs/cgroup/kubepods/besteffort/cgroup.procs": " "}},
-		"flannel's own vxlan":   {files: map[string]string{"/proc/net/udp": kernelSocket}, kernel: fakeKernel{taken: map[string]error{"port 8472/udp": unix.EADDRINUSE}}},
-		"DNS' sockets, stored":  {files: map[string]string{"/proc/net/udp": stored, "/proc/1/fd/9": "-> socket:[4242]"}, kernel: fakeKernel{taken: map[string]error{"port 10.43.0.10:53/udp": unix.EADDRINUSE}}},
+		"flannel's own vxlan":   {files: map[string]string{"/proc/thread-self/net/udp": kernelSocket}, kernel: fakeKernel{taken: map[string]error{"port 8472/udp": unix.EADDRINUSE}}},
+		"DNS' sockets, stored":  {files: map[string]string{"/proc/thread-self/net/udp": stored, "/proc/1/fd/9": "-> socket:[4242]"}, kernel: fakeKernel{taken: map[string]error{"port 10.43.0.10:53/udp": unix.EADDRINUSE}}},
 		"no list of chains":     {kernel: fakeKernel{dropsErr: errBroken}},
 		"file system of btrfs'": {kernel: fakeKernel{space: &Space{Size: 100 << 30, Free: 50 << 30}}},
 	} {
