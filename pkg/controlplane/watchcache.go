@@ -79,7 +79,7 @@ func cached(c clock.WithTicker) generic.StorageDecorator {
 const (
 	// beat is when timers of watch caches go off: all at once, since each wakes
 	// the process otherwise, sixty times a second while nothing happens.
-	beat = time.Second
+	beat = 2 * time.Second
 	// progressPeriod is how often a cache that a reader waits for asks the store
 	// how far it has come. Upstream's tenth of a second spares etcd's network;
 	// our store answers at once, and every list of a starting controller waits.
