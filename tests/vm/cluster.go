@@ -20,7 +20,7 @@ import (
 
 // patience bounds every wait. It only counts when a test is about to fail: an
 // emulated processor on a busy machine is slow.
-const patience = 30 * time.Minute
+const patience = time.Hour
 
 // cluster is the API server in the machine, as seen from this one.
 type cluster struct {

@@ -16,7 +16,7 @@ import (
 
 const (
 	memory   = "3072" // MiB
-	lifetime = "2h"   // of a machine whose test was killed
+	lifetime = "3h"   // of a machine whose test was killed
 	// clockTries: on a busy machine Linux may measure the emulated timers wrong
 	// when it boots, and its clock then runs many times too fast or too slow.
 	clockTries = 5

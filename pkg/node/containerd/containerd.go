@@ -85,6 +85,7 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 		}
 	}
 	registerRedirected()
+	registerOrdered()
 	s, err := server.New(withRedirect(ctx, c.cfg.Redirect), cfg)
 	if err != nil {
 		return fmt.Errorf("create containerd: %w", err)
@@ -107,9 +108,9 @@ func (c *Containerd) server() *srvconfig.Config {
 		Root:    c.cfg.Root,
 		State:   c.cfg.State,
 		RequiredPlugins: []string{
-			"io.containerd.grpc.v1.cri", "io.containerd.snapshotter.v1." + c.cfg.Snapshotter,
+			orderedCRI, "io.containerd.snapshotter.v1." + c.cfg.Snapshotter,
 		},
-		DisabledPlugins: []string{localTransfer},
+		DisabledPlugins: []string{localTransfer, upstreamCRI},
 		Plugins: table{
 			redirectedTransfer: table{
 				"unpack_config": []table{{

@@ -6,7 +6,6 @@ import (
 	"github.com/containerd/containerd/v2/core/transfer"
 	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/plugin"
-	"github.com/containerd/plugin/registry"
 )
 
 // containerd's own transfer service is there, but switched off: one that wraps
@@ -29,29 +28,13 @@ func withRedirect(ctx context.Context, r redirect) context.Context {
 
 // registerRedirected makes the wrapping service known to containerd, once.
 func registerRedirected() {
-	var wrapped plugin.Registration
-	for _, r := range registry.Graph(nil) {
-		switch r.URI() {
-		case redirectedTransfer:
-			return
-		case localTransfer:
-			wrapped = r
-		}
-	}
-	local := wrapped.InitFn
-	wrapped.ID = transferID
-	wrapped.InitFn = func(ic *plugin.InitContext) (any, error) {
-		made, err := local(ic)
-		if err != nil {
-			return nil, err
-		}
+	replace(localTransfer, transferID, func(ic *plugin.InitContext, local any) (any, error) {
 		r, _ := ic.Context.Value(redirectKey{}).(redirect)
 		if r == nil {
-			return made, nil
+			return local, nil
 		}
-		return transferrer{made.(transfer.Transferrer), r}, nil
-	}
-	registry.Register(&wrapped)
+		return transferrer{local.(transfer.Transferrer), r}, nil
+	})
 }
 
 // transferrer pulls images from where redirect says.
