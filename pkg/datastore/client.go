@@ -34,8 +34,12 @@ type kvClient struct {
 }
 
 func (c kvClient) Range(ctx context.Context, r *etcdserverpb.RangeRequest, _ ...grpc.CallOption) (*etcdserverpb.RangeResponse, error) {
+	misread := c.guard.misread.Load()
 	resp, err := c.srv.Range(ctx, r)
-	return resp, c.guard.note(err)
+	if err := c.guard.read(ctx, misread, err); err != nil {
+		return nil, err
+	}
+	return resp, nil
 }
 
 func (c kvClient) Put(ctx context.Context, r *etcdserverpb.PutRequest, _ ...grpc.CallOption) (*etcdserverpb.PutResponse, error) {
@@ -44,7 +48,7 @@ func (c kvClient) Put(ctx context.Context, r *etcdserverpb.PutRequest, _ ...grpc
 	}
 	defer c.guard.leave()
 	resp, err := c.srv.Put(ctx, r)
-	return resp, c.guard.note(err)
+	return resp, c.guard.written(err)
 }
 
 func (c kvClient) DeleteRange(ctx context.Context, r *etcdserverpb.DeleteRangeRequest, _ ...grpc.CallOption) (*etcdserverpb.DeleteRangeResponse, error) {
@@ -53,7 +57,7 @@ func (c kvClient) DeleteRange(ctx context.Context, r *etcdserverpb.DeleteRangeRe
 	}
 	defer c.guard.leave()
 	resp, err := c.srv.DeleteRange(ctx, r)
-	return resp, c.guard.note(err)
+	return resp, c.guard.written(err)
 }
 
 func (c kvClient) Txn(ctx context.Context, r *etcdserverpb.TxnRequest, _ ...grpc.CallOption) (*etcdserverpb.TxnResponse, error) {
@@ -62,10 +66,13 @@ func (c kvClient) Txn(ctx context.Context, r *etcdserverpb.TxnRequest, _ ...grpc
 	}
 	defer c.guard.leave()
 	resp, err := c.srv.Txn(ctx, r)
-	if err == nil && unwritten(r, resp) {
+	if err := c.guard.written(err); err != nil {
+		return nil, err
+	}
+	if unwritten(r, resp) {
 		return nil, errUnwritten
 	}
-	return resp, c.guard.note(err)
+	return resp, nil
 }
 
 // errUnwritten is not a conflict: the API server would try again for half a
@@ -89,7 +96,7 @@ func (c kvClient) Compact(ctx context.Context, r *etcdserverpb.CompactionRequest
 	}
 	defer c.guard.leave()
 	resp, err := c.srv.Compact(ctx, r)
-	return resp, c.guard.note(err)
+	return resp, c.guard.written(err)
 }
 
 type leaseClient struct{ srv etcdserverpb.LeaseServer }

@@ -19,6 +19,9 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 )
 
+// idleConns is how many connections are kept: kine needs up to fifteen.
+const idleConns = 20
+
 // etcdVersion is the etcd release whose API the store answers with.
 const etcdVersion = "3.6.0"
 
@@ -67,15 +70,30 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of datastore: %w", err)
 	}
+	if err := reread(cfg.Path); err != nil {
+		return nil, openError(cfg.Path, err)
+	}
 	if err := probe(ctx, cfg.Path); err != nil {
 		return nil, openError(cfg.Path, err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Store{ctx: ctx, cancel: cancel, path: cfg.Path, guard: newGuard()}
+	how := settings(cfg, synchronous)
+	// With litestream's settings kine makes no checkpoints of its own.
 	var dialect *generic.Generic
-	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "sqlite3", driver(cfg, synchronous))
+	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "litestream", how)
+	watched := newConnector(how.DataSourceName, s.guard)
 	if err == nil {
-		s.db = dialect.DB
+		s.db = sql.OpenDB(watched)
+		s.kept, err = s.db.Conn(ctx)
+	}
+	if err == nil {
+		// kine's own connections go once ours have the file open: the last one to
+		// close it would make a checkpoint.
+		err = dialect.DB.Close()
+		s.db.SetMaxIdleConns(idleConns)
+		dialect.DB = s.db
+		s.extendLog(watched, roomAtOnce)
 	}
 	if err == nil && cfg.Seed != nil {
 		err = fill(ctx, s.db, cfg.Seed)
@@ -84,25 +102,26 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		err = s.backend.Start(ctx)
 	}
 	if err == nil {
-		s.kept, err = s.db.Conn(ctx)
+		err = s.watchFile()
 	}
 	if err == nil {
-		err = s.watchFile()
+		err = s.guard.trusted()
+	}
+	if err == nil {
+		// The folder is already closed to others; the file is too, should it be copied.
+		err = os.Chmod(cfg.Path, 0o600)
 	}
 	if err != nil {
 		cancel()
 		s.wg.Wait()
+		s.closeFile()
 		return nil, openError(cfg.Path, err)
 	}
-	// The folder is already closed to others; the file is too, should it be copied.
-	if err := os.Chmod(cfg.Path, 0o600); err != nil {
-		cancel()
-		s.wg.Wait()
-		return nil, fmt.Errorf("protect datastore %s: %w", cfg.Path, err)
-	}
 
-	s.api = newBridge(s.backend, s.db)
+	s.api = newBridge(s.backend, s.db, s.guard)
 	s.checkLarge(ctx)
+	s.wg.Go(func() { s.keepLog(watched) })
+	s.wg.Go(s.mend)
 	return s, nil
 }
 
@@ -131,8 +150,8 @@ func synchronous(cfg Config) (string, error) {
 	return "", fmt.Errorf("datastore: synchronous is %q; it must be full or normal", cfg.Synchronous)
 }
 
-// driver is how kine's driver is to work on a file.
-func driver(cfg Config, synchronous string) *drivers.Config {
+// settings are how kine's driver is to work on a file.
+func settings(cfg Config, synchronous string) *drivers.Config {
 	if cfg.CompactEvery == 0 {
 		cfg.CompactEvery = 5 * time.Minute
 	}
@@ -156,8 +175,20 @@ func (s *Store) Close() {
 		s.cancel()
 		s.api.wait()
 		s.wg.Wait()
-		_ = s.kept.Close()
-		// Waits for queries under way, which kine's own close does not.
-		_ = s.db.Close()
+		_, err := s.checkpoint(context.Background(), "PASSIVE")
+		s.closeFile()
+		if err == nil && s.Err() == nil {
+			_ = os.WriteFile(cleanly(s.path), nil, 0o600) // see reread
+		}
 	})
+}
+
+// closeFile waits for queries under way.
+func (s *Store) closeFile() {
+	if s.kept != nil {
+		_ = s.kept.Close()
+	}
+	if s.db != nil {
+		_ = s.db.Close()
+	}
 }

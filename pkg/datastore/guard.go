@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/mattn/go-sqlite3"
 	"golang.org/x/sys/unix"
@@ -16,12 +17,19 @@ import (
 )
 
 // guard notices that a store in use cannot be used any more: its file was
-// removed, replaced or damaged. What is written then may be lost, so that the
-// store must be closed; opening it again tells how to go on.
+// removed, replaced or damaged, or the disk failed. What is written then may be
+// lost, so that the store must be closed; opening it again tells how to go on.
+//
+// While the disk fails the store stays open, and answers reads as long as it can.
 type guard struct {
 	once   sync.Once
 	failed chan struct{}
 	err    error // read it after failed
+
+	doubt      sync.Once
+	distrusted chan struct{} // nothing more may be written
+	reason     error         // read it after distrusted
+	misread    atomic.Int64  // rows that could not be read
 
 	writing sync.RWMutex // held for reading by each write
 	gone    bool         // no write may begin
@@ -50,7 +58,22 @@ func (g *guard) stop() {
 	g.writing.Unlock()
 }
 
-func newGuard() *guard { return &guard{failed: make(chan struct{})} }
+func newGuard() *guard {
+	return &guard{failed: make(chan struct{}), distrusted: make(chan struct{})}
+}
+
+// errDistrusted answers writes after the disk has failed.
+var errDistrusted = status.Error(codes.Internal, "the store's disk failed; nothing more is written until it takes writes again")
+
+// trusted is an error once the disk has failed.
+func (g *guard) trusted() error {
+	select {
+	case <-g.distrusted:
+		return errDistrusted
+	default:
+		return nil
+	}
+}
 
 func (g *guard) fail(err error) {
 	g.once.Do(func() {
@@ -62,11 +85,53 @@ func (g *guard) fail(err error) {
 // note looks at the error of a request, and returns it.
 func (g *guard) note(err error) error {
 	var e sqlite3.Error
-	if errors.As(err, &e) && (e.Code == sqlite3.ErrCorrupt || e.Code == sqlite3.ErrNotADB) {
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch {
+	case e.Code == sqlite3.ErrCorrupt, e.Code == sqlite3.ErrNotADB:
 		g.fail(err)
+	case e.Code == sqlite3.ErrIoErr && (e.SystemErrno != unix.ENOSPC || e.ExtendedCode == sqlite3.ErrIoErrFsync):
+		// A full disk refuses a write and forgets none, unless it has promised room
+		// that it does not have.
+		g.distrust(err)
 	}
 	return err
 }
+
+// distrust has nothing more written.
+func (g *guard) distrust(err error) {
+	g.doubt.Do(func() {
+		g.reason = err
+		close(g.distrusted)
+	})
+}
+
+// written is the answer to a write: kine says of one that it could not make that
+// something else was there, or that all was well.
+func (g *guard) written(err error) error {
+	if err == nil {
+		return g.trusted()
+	}
+	return g.note(err)
+}
+
+// read is the answer to a request that began when the guard had counted so many
+// unread rows: kine leaves them out.
+func (g *guard) read(ctx context.Context, misread int64, err error) error {
+	switch {
+	case err != nil:
+		return g.note(err)
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case g.misread.Load() != misread:
+		return errMisread
+	}
+	return nil
+}
+
+// errMisread answers reads that may have missed something.
+var errMisread = status.Error(codes.Internal, "the store could not read all of its file: is its disk failing?")
 
 // Failed is closed when the store cannot be used any more; Err tells why. The
 // caller closes it.

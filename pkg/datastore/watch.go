@@ -35,6 +35,7 @@ type bridge struct {
 	*server.KVServerBridge
 	backend server.Backend
 	db      *sql.DB
+	guard   *guard
 	ids     atomic.Int64
 
 	mu      sync.Mutex
@@ -44,8 +45,8 @@ type bridge struct {
 
 var _ etcdserverpb.WatchServer = (*bridge)(nil)
 
-func newBridge(backend server.Backend, db *sql.DB) *bridge {
-	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), backend: backend, db: db}
+func newBridge(backend server.Backend, db *sql.DB, g *guard) *bridge {
+	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), backend: backend, db: db, guard: g}
 }
 
 // revision is that of the last committed write.
@@ -222,7 +223,14 @@ func (s *stream) follow(ctx context.Context, id int64, w *watch) {
 	// A client that is gone cannot be told, and its stream ends by itself.
 	defer func() { _ = s.end(id, last) }()
 
+	misread := s.guard.misread.Load()
 	r := s.backend.Watch(ctx, w.key, w.end, w.start)
+	if err := s.guard.read(ctx, misread, nil); err != nil {
+		last.CancelReason = err.Error()
+		w.cancel()
+		go discard(r.Events)
+		return
+	}
 	if r.CompactRevision != 0 {
 		last.Header = &etcdserverpb.ResponseHeader{Revision: r.CurrentRevision}
 		last.CompactRevision, last.CancelReason = r.CompactRevision, server.ErrCompacted.Error()
@@ -235,10 +243,7 @@ func (s *stream) follow(ctx context.Context, id int64, w *watch) {
 		select {
 		case first, ok = <-r.Events:
 		case <-ctx.Done():
-			go func() {
-				for range r.Events { // kine wants all of them to be read
-				}
-			}()
+			go discard(r.Events)
 		}
 		if !ok {
 			break
@@ -263,6 +268,12 @@ func (s *stream) follow(ctx context.Context, id int64, w *watch) {
 	case err := <-r.Errorc:
 		last.CancelReason = err.Error()
 	default:
+	}
+}
+
+// discard reads the events of a watch that has ended, as kine wants it.
+func discard(events <-chan []*server.Event) {
+	for range events {
 	}
 }
 

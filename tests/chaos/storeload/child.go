@@ -138,7 +138,19 @@ func (c *child) run() error {
 		w := &worker{child: c, name: fmt.Sprintf("%s%d/", prefix, n), random: rand.New(rand.NewPCG(c.Seed, uint64(n)))}
 		workers.Go(func() { w.run(writing) })
 	}
-	_, _ = io.Copy(io.Discard, os.Stdin) // until there are no more orders
+	ordered := make(chan struct{})
+	go func() {
+		defer close(ordered)
+		_, _ = io.Copy(io.Discard, os.Stdin) // until there are no more orders
+	}()
+	select {
+	case <-ordered:
+	case <-store.Failed():
+		stop()
+		workers.Wait()
+		store.Close()
+		return store.Err()
+	}
 	stop()
 	workers.Wait()
 	if err := c.finish(ctx); err != nil {
@@ -173,6 +185,7 @@ func (c *child) watch(ctx context.Context, name string, from int64) {
 				if from, err = c.begin(ctx, name); err != nil {
 					return // finish misses it
 				}
+				c.saw(name, from) // which may be the last already
 				break
 			}
 			for _, e := range r.Events {
@@ -187,13 +200,18 @@ func (c *child) watch(ctx context.Context, name string, from int64) {
 				c.tell(t)
 				from = max(from, t.Rev)
 			}
-			c.mu.Lock()
-			c.seen[name] = from
-			close(c.more)
-			c.more = make(chan struct{})
-			c.mu.Unlock()
+			c.saw(name, from)
 		}
 	}
+}
+
+// saw notes how far a watch has come.
+func (c *child) saw(name string, rev int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.seen[name] = rev
+	close(c.more)
+	c.more = make(chan struct{})
 }
 
 // finish writes the last key, waits for it at every watch and tells all keys.

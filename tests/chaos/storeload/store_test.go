@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/knarr-dev/knarr/tests/chaos/chance"
 	"github.com/knarr-dev/knarr/tests/chaos/flakydisk"
 	"github.com/knarr-dev/knarr/tests/chaos/record"
@@ -120,6 +122,70 @@ func TestStoreSurvivesPowerCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Logf("%d cuts; of %d writes to the disk %d were lost; %d flushes", counts.Cuts, counts.Writes, counts.Dropped, counts.Flushes)
+}
+
+// The disk under the store fails for a moment or for good, or its file system
+// becomes read-only, while the process writes, compacts and checkpoints. Another
+// process goes on with what is mounted, if it can, and then one after a reboot.
+func TestStoreSurvivesAFailingDisk(t *testing.T) {
+	flakydisk.Needs(t)
+	random := chance.New(t, *seed)
+	dir := t.TempDir()
+	d := flakydisk.ForTest(t, dir, 96<<20)
+	point := filepath.Join(dir, "disk")
+	faults := []struct {
+		name  string
+		begin func() error
+	}{
+		{"I/O errors for a moment", func() error {
+			err := d.Fail()
+			time.Sleep(chance.UpTo(random, life/4))
+			return errors.Join(err, d.Heal())
+		}},
+		{"I/O errors", d.Fail},
+		{"a read-only file system", func() error { return unix.Mount("", point, "", unix.MS_REMOUNT|unix.MS_NOATIME, "abort") }},
+	}
+	h := record.New()
+	for round := range *cuts {
+		if round%20 == 0 {
+			h = record.New()
+		}
+		fault := faults[round%len(faults)]
+		if err := d.Mount(t.Context(), point); err != nil {
+			t.Fatal(err)
+		}
+		o := Options{Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), CompactEvery: often}
+		l := start(t, o, h)
+		if round%5 != 4 {
+			opened(t, l)
+		}
+		time.Sleep(chance.UpTo(random, life))
+		if err := fault.begin(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			time.Sleep(chance.UpTo(random, life/2))
+			if err := l.Kill(); err != nil {
+				t.Fatalf("round %d: %s: %v", round, fault.name, err)
+			}
+			l = start(t, o, h)
+			_ = l.Opened() // a file system that is read-only cannot be
+		}
+		if err := l.Kill(); err != nil {
+			t.Fatalf("round %d: %s: %v", round, fault.name, err)
+		}
+		if err := errors.Join(d.Unmount(point), d.Power(), d.Mount(t.Context(), point)); err != nil {
+			t.Fatal(err)
+		}
+		settle(t, o, h)
+		if err := d.Unmount(point); err != nil {
+			t.Fatal(err)
+		}
+		if t.Failed() {
+			t.Fatalf("round %d: %s", round, fault.name)
+		}
+	}
+	count(t, h)
 }
 
 // What these tests would show of a store that acknowledges before it is safe.
