@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -116,7 +117,7 @@ func csiStamp() (string, error) {
 }
 
 func readCSIManifests(ctx context.Context) ([]byte, error) {
-	list := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Path}}\t{{.Dir}}", "all")
+	list := exec.CommandContext(ctx, "go", "list", "-m", "all")
 	list.Dir = csiModule
 	modules, err := list.Output()
 	if err != nil {
@@ -124,9 +125,13 @@ func readCSIManifests(ctx context.Context) ([]byte, error) {
 	}
 	var all [][]byte
 	for _, m := range csiManifests() {
-		dir := moduleDir(string(modules), m[0])
-		if dir == "" {
+		path := modulePath(string(modules), m[0])
+		if path == "" {
 			return nil, fmt.Errorf("%s needs no module %s", csiModule, m[0])
+		}
+		dir, err := moduleDir(ctx, path)
+		if err != nil {
+			return nil, err
 		}
 		files, err := filepath.Glob(filepath.Join(dir, m[1]))
 		if err == nil && len(files) == 0 {
@@ -147,16 +152,32 @@ func readCSIManifests(ctx context.Context) ([]byte, error) {
 	return imageRef.ReplaceAll(text, []byte("image: knarr.dev/$1:1")), nil
 }
 
-// moduleDir is where the module of a path, or of that and a major version, is.
-func moduleDir(list, path string) string {
+// modulePath is a path, or that with a major version, of which there is a module.
+func modulePath(list, path string) string {
 	for line := range strings.Lines(list) {
-		name, dir, _ := strings.Cut(strings.TrimSpace(line), "\t")
+		name, _, _ := strings.Cut(strings.TrimSpace(line), " ")
 		major, ok := strings.CutPrefix(name, strings.TrimSuffix(path, "/"))
 		if ok && (major == "" || strings.HasPrefix(major, "/v") && strings.Count(major, "/") == 1) {
-			return dir
+			return name
 		}
 	}
 	return ""
+}
+
+// moduleDir is where a module's files are. They are fetched if nothing that was
+// built has needed them yet.
+func moduleDir(ctx context.Context, path string) (string, error) {
+	fetch := exec.CommandContext(ctx, "go", "mod", "download", "-json", path)
+	fetch.Dir = csiModule
+	out, err := fetch.Output()
+	if err != nil {
+		return "", fmt.Errorf("fetch module %s: %w: %s", path, err, out)
+	}
+	var m struct{ Dir string }
+	if err := json.Unmarshal(out, &m); err != nil {
+		return "", fmt.Errorf("fetch module %s: %w", path, err)
+	}
+	return m.Dir, nil
 }
 
 // writeCSIImage makes an image that runs the program, with the few tools that
