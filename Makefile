@@ -48,8 +48,12 @@ build: bundle dist/knarr-crictl
 CROSS     := arm64 arm
 CC_arm64  := aarch64-linux-gnu-gcc
 CC_arm    := arm-linux-gnueabihf-gcc
+# GNU's default linker forgets that glibc's choosers of functions are Thumb code
+# once they are too far away for a call, and the executable crashes at once.
+LD_arm    := -fuse-ld=gold
 QUIET     := grep -v -e 'statically linked applications' -e 'in function' -e '^\#' || true
 CROSS_ENV  = GOOS=linux GOARCH=$* GOARM=7 CC=$(CC_$*)
+CROSS_LINK = -extldflags "-static $(LD_$*)"
 OVERLAY    = -overlay build/cross/$*/overlay.json
 
 cross: $(addprefix cross-,$(CROSS))
@@ -57,7 +61,7 @@ cross-%:
 	@scripts/deps.sh cross
 	@scripts/cross.sh $*
 	@echo building dist/knarr-$*
-	@$(CROSS_ENV) go build $(OVERLAY) -ldflags '$(LDFLAGS)' -o dist/knarr-$* ./cmd/knarr 2>&1 | { $(QUIET); }; exit $${PIPESTATUS[0]}
+	@$(CROSS_ENV) go build $(OVERLAY) -ldflags '$(LDFLAGS) $(CROSS_LINK)' -o dist/knarr-$* ./cmd/knarr 2>&1 | { $(QUIET); }; exit $${PIPESTATUS[0]}
 
 # By qemu's emulator of one process: the store's own tests and those of what is
 # near the machine, then the whole executable. It knows no packet filter's socket.
@@ -65,14 +69,14 @@ EMULATED := ./pkg/datastore ./pkg/bundle ./pkg/bundle/ocitar ./pkg/config ./pkg/
 test-cross: build cross $(addprefix test-cross-,$(CROSS))
 	KNARR_CROSS='$(CROSS)' go test -count=1 -timeout 90m -v ./tests/cross
 test-cross-%:
-	$(CROSS_ENV) go test $(OVERLAY) -ldflags '-linkmode external -extldflags -static' -count=1 -timeout 60m -exec '$(CURDIR)/scripts/emulate.sh $*' \
+	$(CROSS_ENV) go test $(OVERLAY) -ldflags '-linkmode external $(CROSS_LINK)' -count=1 -timeout 60m -exec '$(CURDIR)/scripts/emulate.sh $*' \
 		-skip 'TestBundledNFT|TestBundledProgramsRun/bin/nft' $(EMULATED)
 
 # A virtual machine of Debian 12: systemd, cgroup v2, reboots, a clock to set.
 # The result goes into docs/testing.md.
 test-vm: build images
 	@scripts/deps.sh vm
-	KNARR_VM=1 go test -count=1 -timeout 120m -v ./tests/vm -into $(CURDIR)/docs/testing.md $(ARGS)
+	KNARR_VM=1 go test -count=1 -timeout 180m -v ./tests/vm -into $(CURDIR)/docs/testing.md $(ARGS)
 
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
