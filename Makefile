@@ -15,7 +15,7 @@ LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static \
 	-X $(p).gitVersion=$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitTreeState=clean \
 	-X $(p).gitCommit=$(COMMIT) -X $(p).buildDate=$(DATE))
 
-.PHONY: all build deps bundle images csi run test bench lint clean cross test-cross test-vm chaos cuts soak
+.PHONY: all build deps bundle images csi run test bench lint clean cross test-cross test-vm chaos cuts soak long
 all: build
 
 deps:
@@ -119,6 +119,9 @@ cuts: build images
 HOURS ?= 1
 soak: build images
 	go test -count=1 -timeout 0 -v -run 'TestSoak$$' ./tests/chaos -soak $(HOURS)h -soak-into $(CURDIR)/docs/testing.md
+
+# All that takes hours.
+long: chaos cuts soak test-cross
 
 clean:
 	rm -rf build dist
