@@ -273,6 +273,9 @@ func (n *node) powerCut(t *testing.T) {
 
 func (n *node) exhausted(t *testing.T) {
 	pid := n.sh(t, "systemctl show --value -p MainPID knarr")
+	if got, all := number(t, n.sh(t, "cat /sys/fs/cgroup/kubepods.slice/memory.max")), number(t, n.sh(t, "awk '/^MemTotal/ { print $2 * 1024 }' /proc/meminfo")); got > all-512<<20 {
+		t.Errorf("pods may take %d bytes of %d", got, all)
+	}
 	n.create(t, kube.Pod("all", kube.Once, kube.Testbox("alloc", "8Gi")))
 	n.waitPods(t, "the end of a pod that takes all memory", func(p pods) bool {
 		return p["all"] != nil && p["all"].Status.Phase == corev1.PodFailed
