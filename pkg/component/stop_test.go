@@ -22,6 +22,7 @@ func TestComponentStopsAfterThoseThatRelyOnItWithoutWaitingForIt(t *testing.T) {
 		)
 		stop := run(t, g)
 		<-g.Ready("client")
+		synctest.Wait() // the server may not have been scheduled yet
 		if s := statusOf(t, g, "server"); s.State != StateStarting {
 			t.Errorf("the client waited for the server, which is %s", s.State)
 		}
