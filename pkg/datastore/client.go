@@ -172,7 +172,7 @@ type watchClient struct {
 func (c watchClient) Watch(ctx context.Context, _ ...grpc.CallOption) (etcdserverpb.Watch_WatchClient, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	p := &pipe{
-		ctx: ctx, requests: make(chan *etcdserverpb.WatchRequest), responses: make(chan *etcdserverpb.WatchResponse),
+		ctx: ctx, asked: make(chan struct{}, 1), responses: make(chan *etcdserverpb.WatchResponse),
 		closed: make(chan struct{}), done: make(chan struct{}),
 	}
 	if !c.api.serve(func() {
@@ -196,12 +196,40 @@ func (c watchClient) Watch(ctx context.Context, _ ...grpc.CallOption) (etcdserve
 // pipe is a stream of watches between a client and the store.
 type pipe struct {
 	ctx       context.Context
-	requests  chan *etcdserverpb.WatchRequest
 	responses chan *etcdserverpb.WatchResponse
 	once      sync.Once
 	closed    chan struct{} // the client sends no more
 	done      chan struct{} // the server has returned err
 	err       error
+
+	// The client does not wait until a request is taken: etcd's takes no response
+	// meanwhile, and the server no request while it waits for that. A network has
+	// its buffers there.
+	mu       sync.Mutex
+	requests []*etcdserverpb.WatchRequest
+	asked    chan struct{} // full if there may be requests
+}
+
+func (p *pipe) ask(r *etcdserverpb.WatchRequest) {
+	p.mu.Lock()
+	p.requests = append(p.requests, r)
+	p.mu.Unlock()
+	select {
+	case p.asked <- struct{}{}:
+	default:
+	}
+}
+
+// next is the oldest request, or nil.
+func (p *pipe) next() *etcdserverpb.WatchRequest {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.requests) == 0 {
+		return nil
+	}
+	r := p.requests[0]
+	p.requests = p.requests[1:]
+	return r
 }
 
 // clientEnd has no headers and trailers; etcd's client asks for none.
@@ -212,12 +240,13 @@ type clientEnd struct {
 
 func (e clientEnd) Send(r *etcdserverpb.WatchRequest) error {
 	select {
-	case e.requests <- r:
-		return nil
 	case <-e.done:
 		return io.EOF
 	case <-e.ctx.Done():
 		return e.ctx.Err()
+	default:
+		e.ask(r)
+		return nil
 	}
 }
 
@@ -252,13 +281,17 @@ func (e serverEnd) Send(r *etcdserverpb.WatchResponse) error {
 }
 
 func (e serverEnd) Recv() (*etcdserverpb.WatchRequest, error) {
-	select {
-	case r := <-e.requests:
-		return r, nil
-	case <-e.closed:
-		return nil, io.EOF
-	case <-e.ctx.Done():
-		return nil, e.ctx.Err()
+	for {
+		if r := e.next(); r != nil {
+			return r, nil
+		}
+		select {
+		case <-e.asked:
+		case <-e.closed:
+			return nil, io.EOF
+		case <-e.ctx.Done():
+			return nil, e.ctx.Err()
+		}
 	}
 }
 

@@ -8,7 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -178,4 +180,39 @@ func TestWatchEndsWithItsClientAlone(t *testing.T) {
 	if r := <-stays; len(r.Events) != 1 {
 		t.Fatalf("got %v", r)
 	}
+}
+
+func TestWatchesThatEndAllAtOnceHoldUpNoOther(t *testing.T) {
+	s, c := open(t, filepath.Join(t.TempDir(), "state.db"))
+	many, end := context.WithCancel(t.Context())
+	defer end()
+	for range 500 {
+		if r := <-c.Watch(many, "/a/", clientv3.WithPrefix(), clientv3.WithCreatedNotify()); !r.Created {
+			t.Fatalf("got %v", r)
+		}
+	}
+	// The writer is another client: this one's stream is busy.
+	writing, stop := context.WithCancel(t.Context())
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		other := s.Client()
+		for i := 0; writing.Err() == nil; i++ {
+			key := fmt.Sprintf("/a/%d", i)
+			_, _ = other.Txn(writing).If(clientv3.Compare(clientv3.ModRevision(key), "=", 0)).Then(clientv3.OpPut(key, "x")).Commit()
+			if i == 20 {
+				end()
+			}
+		}
+	})
+	defer writer.Wait()
+	defer stop()
+	<-many.Done()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	for r := range c.Watch(ctx, "/a/", clientv3.WithPrefix()) {
+		if len(r.Events) > 0 {
+			return
+		}
+	}
+	t.Error("a watch of the same client was told nothing")
 }
