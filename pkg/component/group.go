@@ -215,13 +215,13 @@ func (g *Group) stop() error {
 			for _, n := range m.stopAfter {
 				<-n.released
 			}
-			timer := time.NewTimer(m.StopTimeout)
-			defer timer.Stop()
 			if m.FinishStart {
 				g.awaitStarted(m)
 			}
 			g.tellStopping(m)
 			m.cancel()
+			timer := time.NewTimer(m.StopTimeout)
+			defer timer.Stop()
 			select {
 			case <-m.done:
 			case <-timer.C:

@@ -64,6 +64,21 @@ func TestStopLetsAStartEndWhereItMust(t *testing.T) {
 	}
 }
 
+func TestWhatAStartTakesIsNotMissingForTheStop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGroup(t, Spec{Component: Func("apiserver", nil, func(ctx context.Context, _ chan<- struct{}) error {
+			<-ctx.Done()
+			time.Sleep(8 * time.Second)
+			return nil
+		}), FinishStart: true, StopTimeout: 10 * time.Second})
+		stop := run(t, g)
+		time.Sleep(time.Second)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func TestOnlyAComponentAtWorkIsBlamedForItsEnd(t *testing.T) {
 	for _, ready := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {

@@ -303,7 +303,7 @@ func (s *Store) mend() {
 		case <-time.After(mendInterval): // a disk tells nobody that it works again
 		}
 	}
-	s.guard.fail(fmt.Errorf("its disk failed and takes writes again: %w", s.guard.reason))
+	s.guard.fail(advice(fmt.Sprintf("its disk failed (%v) and takes writes again: it is opened anew", s.guard.reason)))
 }
 
 // tryDisk writes a file through to the disk.

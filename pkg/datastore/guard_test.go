@@ -148,3 +148,29 @@ func TestStoreThatIsRemovedWhileInUseIsSaved(t *testing.T) {
 		})
 	}
 }
+
+func TestStoreWhoseDiskFailedIsReadUntilItIsOpenedAnew(t *testing.T) {
+	path := filled(t)
+	if _, err := os.Stat(cleanly(path)); err != nil {
+		t.Errorf("it was closed in order, and does not say so: %v", err)
+	}
+	s, c := open(t, path)
+	s.guard.distrust(errors.New("input/output error"))
+	create := clientv3.OpTxn([]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision("/b/1"), "=", 0)}, []clientv3.Op{clientv3.OpPut("/b/1", "x")}, nil)
+	if _, err := c.Do(t.Context(), create); err == nil || !strings.Contains(err.Error(), "disk failed") {
+		t.Errorf("a write was answered with %v", err)
+	}
+	if r, err := c.Get(t.Context(), "/a/", clientv3.WithPrefix(), clientv3.WithCountOnly()); err != nil || r.Count != 100 {
+		t.Errorf("read: %v, %v", r, err)
+	}
+	<-s.Failed()
+	if err := s.Err(); err == nil || !strings.Contains(err.Error(), "input/output error") {
+		t.Errorf("the error does not tell why: %v", err)
+	}
+	s.Close()
+	if _, err := os.Stat(cleanly(path)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it says that it was closed in order (%v)", err)
+	}
+	_, c = open(t, path)
+	put(t, c, "/b/1", "x")
+}
