@@ -15,7 +15,9 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/defaults"
 	"github.com/containerd/containerd/v2/version"
+	"github.com/containerd/log"
 	"github.com/containerd/platforms"
+	"github.com/sirupsen/logrus"
 
 	"github.com/knarr-dev/knarr/pkg/component"
 )
@@ -86,6 +88,8 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	registerRedirected()
 	registerOrdered()
+	failed := make(chan struct{}, 1)
+	ctx = withoutExit(ctx, failed)
 	s, err := server.New(withRedirect(ctx, c.cfg.Redirect), cfg)
 	if err != nil {
 		return fmt.Errorf("create containerd: %w", err)
@@ -96,8 +100,27 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	s.Wait()
 	close(ready)
-	<-ctx.Done()
-	return nil
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-failed:
+		return errors.New("containerd serves no more; its last word is in the log")
+	}
+}
+
+// withoutExit has containerd tell of a server that failed, where it would end the
+// process: it takes a stop for that which comes before the server has begun.
+func withoutExit(ctx context.Context, failed chan<- struct{}) context.Context {
+	std := logrus.StandardLogger()
+	return log.WithLogger(ctx, logrus.NewEntry(&logrus.Logger{
+		Out: std.Out, Hooks: std.Hooks, Formatter: std.Formatter, Level: std.GetLevel(),
+		ExitFunc: func(int) {
+			select {
+			case failed <- struct{}{}:
+			default:
+			}
+		},
+	}))
 }
 
 func (c *Containerd) server() *srvconfig.Config {
