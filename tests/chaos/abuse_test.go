@@ -25,8 +25,9 @@ const apiPort = "127.0.0.1:6443"
 // Clients that do what none should, all at once, while others work: those must
 // not notice.
 func TestClientsThatAbuseTheAPIDisturbNobody(t *testing.T) {
-	if !*all {
-		t.Skip("in its one run each kind of abuse passed, and the wait for the watches of the load after it had not ended when two minutes were over")
+	part := 5 // of the abuse is enough for CI
+	if *all {
+		part = 1
 	}
 	n := harness.Start(t, harness.Options{Args: []string{"--disable-agent", uncached}})
 	loads := []*apiLoad{startLoad(t, n, strict, 1), startLoad(t, n, cached, 1)}
@@ -34,10 +35,10 @@ func TestClientsThatAbuseTheAPIDisturbNobody(t *testing.T) {
 	before := resident(t, n)
 
 	t.Run("500 connections that never speak", func(t *testing.T) { silent(t, n, 500) })
-	t.Run("2000 watches of which none is read", func(t *testing.T) { unread(t, n, 2000) })
+	t.Run("2000 watches of which none is read", func(t *testing.T) { unread(t, n, 2000/part) })
 	t.Run("requests of a byte a second", func(t *testing.T) { trickle(t, n, 50) })
 	t.Run("requests of three megabytes", func(t *testing.T) { huge(t, n) })
-	t.Run("ten thousand events in a minute", func(t *testing.T) { events(t, n, 10_000) })
+	t.Run("ten thousand events in a minute", func(t *testing.T) { events(t, n, 10_000/part) })
 	for _, l := range loads {
 		l.acknowledged(t, 50)
 		l.finish(t)

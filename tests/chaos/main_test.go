@@ -34,12 +34,3 @@ func long(t *testing.T) {
 		t.Skip("for `make chaos`")
 	}
 }
-
-// unproven leaves out a test that has never been run: no turn for a node was
-// left when it was written. Take this out of a test that passes.
-func unproven(t *testing.T) {
-	t.Helper()
-	if !*all {
-		t.Skip("written and never run: run it by -all, then take this line out")
-	}
-}
