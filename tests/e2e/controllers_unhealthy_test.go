@@ -169,7 +169,7 @@ func TestJobDoesNotCountPodsThatWereDisturbed(t *testing.T) {
 		_, err := s.ExecErr(ctx, "test", "-d", "/root/"+s.ns+"/tried")
 		return err == nil, err
 	})
-	err := s.Client.PolicyV1().Evictions(s.ns).Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: first.Name}})
+	err := s.Client.PolicyV1().Evictions(s.ns).Evict(t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: first.Name, Namespace: s.ns}})
 	if err != nil {
 		t.Fatal(err)
 	}
