@@ -25,7 +25,19 @@ type outside struct {
 
 func (s *space) outside() outside {
 	s.t.Helper()
-	return outside{s.Neighbour(s.t), s}
+	o := outside{s.Neighbour(s.t), s}
+	// Until its rules know an address, the node sends what is for it back to where
+	// the neighbour could have sent it by itself, and says so; the neighbour would
+	// pass the node by for minutes.
+	o.run("sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/accept_redirects; do echo 0 > $f; done")
+	return o
+}
+
+func (o outside) run(name string, args ...string) {
+	o.s.t.Helper()
+	if out, err := o.Command(o.s.t.Context(), name, args...).CombinedOutput(); err != nil {
+		o.s.t.Fatalf("%s %v: %v\n%s", name, args, err, out)
+	}
 }
 
 // get asks a URL until it is answered.
@@ -65,9 +77,7 @@ func (o outside) silent(address string) {
 
 func (o outside) route(address string) {
 	o.s.t.Helper()
-	if out, err := o.Command(o.s.t.Context(), "ip", "route", "add", address, "via", o.s.Host.Addr().String()).CombinedOutput(); err != nil {
-		o.s.t.Fatalf("route %s: %v\n%s", address, err, out)
-	}
+	o.run("ip", "route", "add", address, "via", o.s.Host.Addr().String())
 }
 
 func hostOf(t *testing.T, address string) string {
@@ -190,7 +200,7 @@ func TestHealthCheckPortTellsWhetherANodeHasPods(t *testing.T) {
 }
 
 func TestOutsideReachesWhatThePublishedAddressesLeadTo(t *testing.T) {
-	t.Skip("not steady: in one of two full runs the balanced address did not answer from outside within a minute, for a reason not found yet")
+	t.Skip("was not steady, likely for the redirects that outside now has its machine ignore; no turn for a node was left to show it: take this out after three runs that pass")
 	s := newServers(t,
 		kube.Service("external", kube.For("server"), kube.Port(8001, "http"), func(s *corev1.ServiceSpec) { s.ExternalIPs = []string{"192.0.2.81"} }),
 		kube.Service("balanced", kube.For("server"), kube.LoadBalancer, kube.Port(8002, "http"), localOutside),
@@ -198,11 +208,12 @@ func TestOutsideReachesWhatThePublishedAddressesLeadTo(t *testing.T) {
 			s.LoadBalancerSourceRanges = []string{"198.51.100.0/24"}
 		}),
 		kube.Pod("port", kube.Serve(""), kube.HostPort(18081), kube.Container("udp", kube.Echo(7000), kube.HostPort(17081))))
+	o := s.outside()
+	o.route("192.0.2.80/29")
+	o.silent("192.0.2.82:8002")
 	for name, ip := range map[string]string{"balanced": "192.0.2.82", "guarded": "192.0.2.83"} {
 		s.kubectl("patch", "service", name, "--subresource=status", "--type=merge", "-p", `{"status":{"loadBalancer":{"ingress":[{"ip":"`+ip+`"}]}}}`)
 	}
-	o := s.outside()
-	o.route("192.0.2.80/29")
 	wantPart(t, "the answer by the external address", o.get("http://192.0.2.81:8001"), "server-")
 	want(t, "the client's address by the load balancer's", o.sees("192.0.2.82:8002"), o.Addr().String())
 	wantPart(t, "the answer to a pod by the load balancer's address", s.fromPod("http://192.0.2.82:8002"), "server-")
