@@ -80,11 +80,8 @@ const (
 	// beat is when timers of watch caches go off: all at once, since each wakes
 	// the process otherwise, sixty times a second while nothing happens.
 	beat = 2 * time.Second
-	// progressPeriod is how often a cache that a reader waits for asks the store
-	// how far it has come. Upstream's tenth of a second spares etcd's network;
-	// our store answers at once, and every list of a starting controller waits.
-	progressPeriod = 2 * time.Millisecond
-	// asking are the periods, of upstream's, up to which a timer is for that.
+	// asking are the periods up to which a timer is upstream's: a reader waits for
+	// it, and the cache asks the store how far it has come.
 	asking = 100 * time.Millisecond
 )
 
@@ -105,7 +102,7 @@ func (c *cacheClock) until(d time.Duration) time.Duration { return onBeat(time.S
 // onBeat is how long a timer of d takes that is set at a time since the first beat.
 func onBeat(since, d time.Duration) time.Duration {
 	if d <= asking {
-		return min(d, progressPeriod)
+		return d
 	}
 	at := (since + d).Round(beat)
 	if at <= since {
