@@ -36,6 +36,7 @@ func fakeMachine(t *testing.T, changes ...map[string]string) *Machine {
 		"/etc/resolv.conf":                      "nameserver 192.0.2.53\nsearch example.net\n",
 		"/dev/kmsg":                             " ",
 		"/proc/meminfo":                         "MemTotal:        2000000 kB\nMemAvailable:    1500000 kB\n",
+		"/proc/thread-self/ns/net":              "-> net:[1]",
 		"/proc/self/ns/net":                     "-> net:[1]",
 	}
 	for _, kind := range []string{"cgroup", "ipc", "mnt", "pid", "uts"} {

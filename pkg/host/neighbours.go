@@ -42,7 +42,7 @@ func (m *Machine) processes() []process {
 func (m *Machine) neighbour(pid int) bool {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	theirs, err1 := os.Readlink(m.path(dir + "/ns/net"))
-	ours, err2 := os.Readlink(m.path("/proc/self/ns/net"))
+	ours, err2 := os.Readlink(m.path("/proc/thread-self/ns/net"))
 	return err1 == nil && err2 == nil && theirs == ours && !strings.Contains(m.read(dir+"/cgroup"), "kubepods")
 }
 

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -99,18 +100,12 @@ func TestDeploymentTurnsToANewerTemplateInTheMiddleOfARollout(t *testing.T) {
 	s.create(kube.Deployment("web", 2, edition("1")))
 	s.rolledOut("deployment/web")
 	s.create(kube.Deployment("web", 2, edition("2"), neverPulled()))
-	s.WaitPodsUntil(t, s.ns, "app=web", "have one that can't start", func(pods []*corev1.Pod) bool { return slices.Contains(values(editions(pods)), "2") })
+	s.WaitPodsUntil(t, s.ns, "app=web", "have one that can't start", func(pods []*corev1.Pod) bool {
+		return slices.Contains(slices.Collect(maps.Values(editions(pods))), "2")
+	})
 	s.create(kube.Deployment("web", 2, edition("3")))
 	s.rolledOut("deployment/web")
 	wantEdition(t, s.pods("app=web", 2), "3")
-}
-
-func values(m map[string]string) []string {
-	var all []string
-	for _, v := range m {
-		all = append(all, v)
-	}
-	return all
 }
 
 // In the middle of a roll-out, new pods are made of both templates.
