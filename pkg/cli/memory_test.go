@@ -1,10 +1,15 @@
 package cli
 
 import (
+	"fmt"
 	"math"
+	"os"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
@@ -12,7 +17,7 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "")
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	settle := hurry()
+	h := hurry()
 	large := make([]byte, startHeapLimit)
 	// The finalizer runs in a goroutine of its own, after a collection.
 	for debug.SetMemoryLimit(-1) < 2*int64(len(large)) {
@@ -20,11 +25,42 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 		runtime.Gosched()
 	}
 	runtime.KeepAlive(large)
-	settle()
+	h.settle()
 	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 {
 		t.Errorf("after the start a limit of %d bytes stays", got)
 	}
 	if got := debug.SetGCPercent(-1); got != idleGCPercent {
 		t.Errorf("after the start the collector works at %d %%", got)
 	}
+}
+
+func TestTheHeapOfTheStartIsMadeOfHugePages(t *testing.T) {
+	p := useHugePages(16 << 20)
+	if got := smapsFlags(t, p.from); !strings.Contains(got, " hg") {
+		t.Skipf("this kernel has no huge pages (flags %q)", got)
+	}
+	p.advise(unix.MADV_NOHUGEPAGE)
+	if got := smapsFlags(t, p.from); !strings.Contains(got, " nh") {
+		t.Errorf("afterwards huge pages may still be made (flags %q)", got)
+	}
+}
+
+// smapsFlags returns the flags of the mapping that holds addr (proc_pid_smaps(5)).
+func smapsFlags(t *testing.T, addr uintptr) string {
+	t.Helper()
+	data, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Fatal(err)
+	}
+	within := false
+	for line := range strings.Lines(string(data)) {
+		var from, to uintptr
+		if n, _ := fmt.Sscanf(line, "%x-%x ", &from, &to); n == 2 {
+			within = from <= addr && addr < to
+		} else if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && within {
+			return " " + strings.TrimSpace(flags)
+		}
+	}
+	t.Fatalf("no mapping at %#x", addr)
+	return ""
 }

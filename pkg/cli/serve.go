@@ -276,7 +276,7 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 		}
 	}
 	notify("starting")
-	settle := hurry()
+	heap := hurry()
 	select {
 	case <-c.Ready():
 	case <-ctx.Done():
@@ -291,10 +291,10 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 		s.log.Warn("tell systemd that the cluster is ready", "err", err)
 	}
 	notify("ready")
-	settle()
+	heap.settle()
 	select {
 	case <-time.After(settleAfter):
-		shrink(s.log)
+		heap.shrink(s.log)
 	case <-ctx.Done():
 	}
 }

@@ -161,6 +161,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 
 	useOurWatchCaches(cfg)
 	generic := cfg.KubeAPIs.ControlPlane.Generic
+	generic.SkipOpenAPIInstallation = true // serveOpenAPI does it.
 	// These two sleep a second and then write one object after the other. Ours
 	// below does the same work at once.
 	generic.DisabledPostStartHooks.Insert(rbacrest.PostStartHookName, schedulingrest.PostStartHookName,
@@ -187,6 +188,9 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	chain, err := app.CreateServerChain(complete)
 	if err != nil {
 		return nil, fmt.Errorf("create apiserver: %w", err)
+	}
+	if err := serveOpenAPI(chain, generic.OpenAPIConfig, generic.OpenAPIV3Config, a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
+		return nil, err
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()

@@ -6,9 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+	"k8s.io/kubernetes/pkg/scheduler/framework"
 	"sigs.k8s.io/yaml"
 
 	"github.com/knarr-dev/knarr/pkg/component"
@@ -62,6 +66,10 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 		return fmt.Errorf("set up scheduler: %w", err)
 	}
 	defer forgetConfigz("componentconfig")
+	known := func() bool { return sched.Cache.NodeCount() > 0 }
+	if sched.NextPod, err = afterFirstNode(ctx, cc.InformerFactory.Core().V1().Nodes().Informer(), known, sched.NextPod); err != nil {
+		return err
+	}
 
 	go func() {
 		cc.InformerFactory.WaitForCacheSync(ctx.Done())
@@ -74,6 +82,35 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 		return nil
 	}
 	return err
+}
+
+// firstNodeWithin is how long pods wait for a cluster's first node before they
+// are told that there is none.
+const firstNodeWithin = 5 * time.Second
+
+// afterFirstNode holds next back until there is a node. Upstream takes a pod
+// that finds none for an unexpected error, and lets it wait for one to two
+// seconds whether a node comes meanwhile or not: every pod that is created
+// while a cluster starts.
+//
+// known tells whether the scheduler has a node: it hears of one from the same
+// informer, a moment before or after this does.
+func afterFirstNode(ctx context.Context, nodes cache.SharedIndexInformer, known func() bool, next func(klog.Logger) (*framework.QueuedPodInfo, error)) (func(klog.Logger) (*framework.QueuedPodInfo, error), error) {
+	ctx, found := context.WithTimeout(ctx, firstNodeWithin)
+	_, err := nodes.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: func(any) {
+		for !known() && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
+		}
+		found()
+	}})
+	if err != nil {
+		found()
+		return nil, fmt.Errorf("watch nodes for the scheduler: %w", err)
+	}
+	return func(log klog.Logger) (*framework.QueuedPodInfo, error) {
+		<-ctx.Done()
+		return next(log)
+	}, nil
 }
 
 // userArgs returns the user's arguments with a KubeSchedulerConfiguration

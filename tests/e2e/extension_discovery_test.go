@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
@@ -143,4 +144,53 @@ func TestPublishedSchemaFollowsTheVersionsOfAKind(t *testing.T) {
 		data, err := s.Client.Discovery().RESTClient().Get().AbsPath("/openapi/v2").DoRaw(t.Context())
 		return strings.Contains(string(data), "/apis/"+s.ns+".example.org/v2/") && !strings.Contains(string(data), "/apis/"+s.ns+".example.org/v1/"), err
 	})
+}
+
+func TestEveryBuiltInKindIsDescribed(t *testing.T) {
+	s := newSpace(t)
+	rest := s.Client.Discovery().RESTClient()
+	index, err := s.Client.Discovery().OpenAPIV3().Paths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups, err := s.Client.Discovery().ServerGroups()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, g := range groups.Groups {
+		for _, v := range g.Versions {
+			path := "apis/" + v.GroupVersion
+			if g.Name == "" {
+				path = "api/" + v.GroupVersion
+			}
+			// Other tests' kinds come and go.
+			if strings.HasSuffix(g.Name, ".example.org") {
+				continue
+			}
+			doc, ok := index[path]
+			if !ok {
+				t.Errorf("%s is served and not described", path)
+				continue
+			}
+			for _, form := range []string{"application/json", "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"} {
+				data, err := doc.Schema(form)
+				if err != nil || len(data) < 100 {
+					t.Errorf("%s as %s: %d bytes, %v", path, form, len(data), err)
+				}
+			}
+		}
+	}
+	// With the index's hash a document may be kept for ever; another leads to it.
+	var status int
+	err = rest.Get().RequestURI(index["apis/apps/v1"].ServerRelativeURL()).Do(t.Context()).StatusCode(&status).Error()
+	if err != nil || status != http.StatusOK {
+		t.Errorf("the document of apps/v1: status %d, %v", status, err)
+	}
+	data, err := rest.Get().AbsPath("/openapi/v2").DoRaw(t.Context())
+	for _, kind := range []string{"io.k8s.api.apps.v1.Deployment", "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition", "io.k8s.kube-aggregator.pkg.apis.apiregistration.v1.APIService"} {
+		if err != nil || !strings.Contains(string(data), `"`+kind+`":`) {
+			t.Errorf("OpenAPI v2 does not describe %s: %v", kind, err)
+		}
+	}
+	wantPart(t, "what kubectl says of a field", s.Kubectl(t, "explain", "deployment.spec.replicas"), "Number of desired pods.")
 }

@@ -200,7 +200,6 @@ func TestHealthCheckPortTellsWhetherANodeHasPods(t *testing.T) {
 }
 
 func TestOutsideReachesWhatThePublishedAddressesLeadTo(t *testing.T) {
-	t.Skip("was not steady, likely for the redirects that outside now has its machine ignore; no turn for a node was left to show it: take this out after three runs that pass")
 	s := newServers(t,
 		kube.Service("external", kube.For("server"), kube.Port(8001, "http"), func(s *corev1.ServiceSpec) { s.ExternalIPs = []string{"192.0.2.81"} }),
 		kube.Service("balanced", kube.For("server"), kube.LoadBalancer, kube.Port(8002, "http"), localOutside),

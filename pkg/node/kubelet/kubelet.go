@@ -97,6 +97,7 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err := k.clients(deps, kc); err != nil {
 		return err
 	}
+	k.podSources(ctx, deps, kc)
 	// The last thing before the kubelet proper starts; upstream has no other sign.
 	adjust := deps.OOMAdjuster.ApplyOOMScoreAdj
 	var once sync.Once
