@@ -56,6 +56,7 @@ func New(cfg Config) (*Cluster, error) {
 		Config: cfg.Config,
 		PKI:    c.env.PKI,
 		Dir:    filepath.Join(cfg.Config.ServerDir(), "run"),
+		CSI:    &c.env.CSI,
 	}
 	c.env.Host = cp.Host()
 

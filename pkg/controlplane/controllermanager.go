@@ -103,7 +103,7 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 	}
 	descriptors := app.NewControllerDescriptors()
 	delete(descriptors, names.ServiceAccountTokenController)
-	controllers, err := build(ctx, cc, descriptors)
+	controllers, err := build(ctx, cc, descriptors, m.cfg.CSI)
 	if err != nil {
 		return fmt.Errorf("build controllers: %w", err)
 	}

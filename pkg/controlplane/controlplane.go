@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 	cliflag "k8s.io/component-base/cli/flag"
@@ -24,6 +25,8 @@ type Config struct {
 	PKI func() *pki.PKI
 	// Dir holds files that upstream wants to read by path: <data-dir>/server/run.
 	Dir string
+	// CSI is held while a user of upstream's CSI plugin is made; see build.
+	CSI sync.Locker
 }
 
 // Host is where clients in this process reach the API server. It is loopback

@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"sync"
 	_ "unsafe" // for go:linkname
 
 	controllerhealthz "k8s.io/controller-manager/pkg/healthz"
@@ -28,8 +29,10 @@ func usersOfCSI() []string {
 //
 // The plugin keeps its node in variables of its package, which its user of last
 // takes over. Controllers have no node: a kubelet in the same process would ask
-// for a node without a name, never call its own ready, and end the process.
-func build(ctx context.Context, cc app.ControllerContext, descriptors map[string]*app.ControllerDescriptor) ([]app.Controller, error) {
+// for a node without a name, never call its own ready, and end the process. The
+// kubelet holds the lock while it makes its own, so that it does not come between
+// what is kept here and what is put back.
+func build(ctx context.Context, cc app.ControllerContext, descriptors map[string]*app.ControllerDescriptor, lock sync.Locker) ([]app.Controller, error) {
 	var all []app.Controller
 	for _, name := range usersOfCSI() {
 		d, ok := descriptors[name]
@@ -37,11 +40,13 @@ func build(ctx context.Context, cc app.ControllerContext, descriptors map[string
 			continue // behind a feature gate
 		}
 		// One by one: the kubelet may start, or ask, at any moment between.
+		lock.Lock()
 		node, handler := csiNode, *csi.PluginHandler
 		one, err := app.BuildControllers(ctx, cc, map[string]*app.ControllerDescriptor{name: d}, nil, controllerhealthz.NewMutableHealthzHandler())
 		if node != nil {
 			csiNode, *csi.PluginHandler = node, handler
 		}
+		lock.Unlock()
 		if err != nil {
 			return nil, err
 		}

@@ -98,6 +98,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		Kubeconfig:      filepath.Join(c.AgentDir(), "kubelet.kubeconfig"),
 		OOMScoreAdj:     n.oomScoreAdj(),
 		Args:            c.Node.KubeletArgs,
+		CSI:             &env.CSI,
 	}, needs...)
 	services, err := n.services(env, rules)
 	if err != nil {

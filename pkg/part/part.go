@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -27,6 +28,9 @@ type Part interface {
 
 // Env is what a part may use.
 type Env struct {
+	// CSI is held while a user of upstream's CSI plugin is made, of which only one can
+	// be in a process.
+	CSI    sync.Mutex
 	Config *config.Config
 	Log    *slog.Logger
 	// Host is the URL at which clients in this process reach the API server.

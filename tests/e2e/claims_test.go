@@ -86,16 +86,18 @@ func (s *space) bound1(a, b string) string {
 	return volumes[0]
 }
 
-func TestVolumeIsKeptOrDeletedAsItsPolicySays(t *testing.T) {
+func TestVolumeIsKeptDeletedOrEmptiedAsItsPolicySays(t *testing.T) {
 	s := newSpace(t)
 	// What deletes folders does so below /tmp only.
 	dir := "/tmp/" + s.ns
-	s.Exec(t, "mkdir", "-p", dir+"/kept", dir+"/deleted")
+	s.Exec(t, "mkdir", "-p", dir+"/kept", dir+"/deleted", dir+"/recycled")
 	kept := kube.PersistentVolume(s.ns+"-kept", s.ns+"-kept", "1Gi", dir+"/kept")
 	deleted := kube.PersistentVolume(s.ns+"-deleted", s.ns+"-deleted", "1Gi", dir+"/deleted")
 	deleted.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimDelete
-	s.volumes(kept, deleted)
-	for _, name := range []string{"kept", "deleted"} {
+	recycled := kube.PersistentVolume(s.ns+"-recycled", s.ns+"-recycled", "1Gi", dir+"/recycled")
+	recycled.Spec.PersistentVolumeReclaimPolicy = corev1.PersistentVolumeReclaimRecycle
+	s.volumes(kept, deleted, recycled)
+	for _, name := range []string{"kept", "deleted", "recycled"} {
 		s.create(kube.PersistentVolumeClaim(name, s.ns+"-"+name, "1Gi"))
 		s.bound(name)
 		s.create(kube.Pod(name, kube.Once, kube.Mount("data", "/data", kube.Claim(name)), kube.Shell("echo seen > /data/note")))
@@ -106,6 +108,8 @@ func TestVolumeIsKeptOrDeletedAsItsPolicySays(t *testing.T) {
 	if _, err := os.Stat(s.Host.Path(dir + "/deleted")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the deleted volume's folder: %v", err)
 	}
+	s.waitUntil("pv/"+recycled.Name, "jsonpath={.status.phase}=Available")
+	want(t, "what the recycled volume has", s.Exec(t, "ls", dir+"/recycled"), "")
 	s.waitUntil("pv/"+kept.Name, "jsonpath={.status.phase}=Released")
 	want(t, "what the kept volume has", s.Exec(t, "cat", dir+"/kept/note"), "seen\n")
 	// Nobody gets it before its administrator says so.

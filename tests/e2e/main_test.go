@@ -24,7 +24,26 @@ import (
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
-var shared = harness.Lazy(harness.Options{})
+// recycler is the pod that empties recycled volumes; upstream's own is of an
+// image that nobody here has.
+const recycler = `
+apiVersion: v1
+kind: Pod
+metadata: {name: recycler, namespace: default}
+spec:
+  restartPolicy: Never
+  volumes: [{name: vol, hostPath: {path: /set/by/the/controller}}]
+  containers:
+  - name: recycler
+    image: knarr.dev/test:1
+    command: [sh, -c, 'rm -rf /volume/* && test -z "$(ls -A /volume)"']
+    volumeMounts: [{name: vol, mountPath: /volume}]
+`
+
+var shared = harness.Lazy(harness.Options{
+	Args:  []string{"--kube-controller-manager-arg=pv-recycler-pod-template-filepath-hostpath=/etc/knarr/recycler.yaml"},
+	Files: map[string]string{"/etc/knarr/recycler.yaml": recycler},
+})
 
 func TestMain(m *testing.M) {
 	// Tests mostly wait for the node, so that more of them run at a time than

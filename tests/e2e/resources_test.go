@@ -73,6 +73,32 @@ func TestClassesOfServiceHaveCgroupsOfTheirOwn(t *testing.T) {
 	}
 }
 
+func TestPodsDoNotGetAllOfTheMemory(t *testing.T) {
+	s := newSpace(t)
+	nodes, err := s.Client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const reserved, evictedAt = 300 << 20, 100 << 20
+	all := nodes.Items[0].Status.Capacity.Memory().Value()
+	for what, of := range map[string]struct{ got, want int64 }{
+		"what pods can ask for": {nodes.Items[0].Status.Allocatable.Memory().Value(), all - reserved - evictedAt},
+		"what they get together": {func() int64 {
+			script := `cat $(find /sys/fs/cgroup -type d -name 'kubepods*' -prune 2>/dev/null | sed 's,$,/memory.max,p; s,max$,limit_in_bytes,') 2>/dev/null | grep -v max | sort -n | head -1`
+			n, err := strconv.ParseInt(strings.TrimSpace(s.Exec(t, "sh", "-c", script)), 10, 64)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}(), all - reserved},
+	} {
+		// The kernel counts in pages.
+		if of.got < of.want-4096 || of.got > of.want {
+			t.Errorf("%s: %d bytes, wanted %d", what, of.got, of.want)
+		}
+	}
+}
+
 func TestRangesOfANamespaceRefuseWhatLiesOutside(t *testing.T) {
 	s := newSpace(t)
 	list := func(memory string) corev1.ResourceList {

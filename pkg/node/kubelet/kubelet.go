@@ -5,10 +5,12 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -20,6 +22,7 @@ import (
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
 	utilfs "k8s.io/kubernetes/pkg/util/filesystem"
 	"k8s.io/kubernetes/pkg/util/taints"
+	"k8s.io/kubernetes/pkg/volume"
 
 	"github.com/knarr-dev/knarr/pkg/component"
 )
@@ -54,6 +57,10 @@ type Config struct {
 	OOMScoreAdj int32
 	// Args are the user's upstream flags, name=value.
 	Args []string
+	// CSI is held while the kubelet makes its volume plugins: that for CSI keeps
+	// its node in variables of its package, which controllers in this process
+	// change, too.
+	CSI sync.Locker
 }
 
 // Kubelet is the component.
@@ -98,6 +105,7 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 		return err
 	}
 	k.podSources(ctx, deps, kc)
+	defer k.lockPlugins(deps)()
 	// The last thing before the kubelet proper starts; upstream has no other sign.
 	adjust := deps.OOMAdjuster.ApplyOOMScoreAdj
 	var once sync.Once
@@ -109,6 +117,40 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 		return fmt.Errorf("run kubelet: %w", err)
 	}
 	return nil
+}
+
+// lockPlugins holds Config.CSI from when the kubelet begins to make its volume
+// plugins until it has, or until what is returned is called.
+func (k *Kubelet) lockPlugins(deps *upstream.Dependencies) (unlock func()) {
+	p := &lockedProber{DynamicPluginProber: deps.DynamicPluginProber, lock: k.cfg.CSI}
+	deps.DynamicPluginProber = p
+	deps.Options = append(deps.Options, func(*upstream.Kubelet) { p.unlock() })
+	return p.unlock
+}
+
+// lockedProber is asked to start just before the plugins are.
+type lockedProber struct {
+	volume.DynamicPluginProber
+	lock   sync.Locker
+	mu     sync.Mutex
+	locked bool
+}
+
+func (p *lockedProber) Init() error {
+	p.lock.Lock()
+	p.mu.Lock()
+	p.locked = true
+	p.mu.Unlock()
+	return p.DynamicPluginProber.Init()
+}
+
+func (p *lockedProber) unlock() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.locked {
+		p.locked = false
+		p.lock.Unlock()
+	}
 }
 
 // settings puts together upstream's defaults, the user's file, ours and the
@@ -212,8 +254,20 @@ func (k *Kubelet) ours(flags *options.KubeletFlags, kc *kubeletconfig.KubeletCon
 			"pid.available": "10%",
 		}
 	}
+	if len(kc.KubeReserved) == 0 && len(kc.SystemReserved) == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return fmt.Errorf("read the machine's memory: %w", err)
+		}
+		kc.KubeReserved = map[string]string{"memory": strconv.FormatUint(reserved(uint64(info.Totalram)*uint64(info.Unit)), 10)}
+	}
 	return nil
 }
+
+// reserved is how many bytes of a machine's memory pods do not get, so that they
+// are killed for taking too much before the machine does nothing but read its
+// programs anew: what Knarr has at work, or a quarter of a small machine.
+func reserved(total uint64) uint64 { return min(300<<20, total/4) }
 
 func (k *Kubelet) clients(deps *upstream.Dependencies, kc *kubeletconfig.KubeletConfiguration) error {
 	cfg := k.cfg.Client()
