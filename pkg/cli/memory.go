@@ -106,13 +106,13 @@ func (h *heap) settle() {
 	h.settled = true
 	debug.SetGCPercent(idleGCPercent)
 	debug.SetMemoryLimit(math.MaxInt64)
-	// Or the kernel would fill up the holes that collections leave.
-	h.huge.advise(unix.MADV_NOHUGEPAGE)
 	debug.FreeOSMemory()
 }
 
 // shrink gives back to the machine what only the start needed.
 func (h *heap) shrink(log *slog.Logger) {
+	// Or the kernel would fill up the holes that collections leave.
+	h.huge.advise(unix.MADV_NOHUGEPAGE)
 	debug.FreeOSMemory()
 	// A huge page with holes is kept whole until the kernel splits it; it does
 	// for pages that are said to be cold.

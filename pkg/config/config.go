@@ -124,6 +124,8 @@ type Store struct {
 	// Synchronous is SQLite's: full (default; every acknowledged write survives
 	// power loss) or normal (survives a crash of the process only).
 	Synchronous string
+	// Driver is kine-sqlite (default) or sqlite, our own engine.
+	Driver string
 }
 
 // Log is how much is said and counted, and how.

@@ -165,6 +165,9 @@ func Options() []Option {
 		{Name: "datastore-synchronous", Group: groupParts, Arg: "level", Default: "full", Choices: []string{"full", "normal"},
 			Help:  "what acknowledged writes survive: full, a power cut; normal, a crash of the process",
 			field: func(c *Config) any { return &c.Store.Synchronous }},
+		{Name: "datastore-driver", Group: groupParts, Arg: "name", Default: "kine-sqlite", Choices: []string{"kine-sqlite", "sqlite"},
+			Help:  "who keeps the objects in the SQLite file: kine, or Knarr's own engine (new), which takes kine's file over for good",
+			field: func(c *Config) any { return &c.Store.Driver }},
 
 		upstream("kube-apiserver", func(c *Config) any { return &c.ControlPlane.APIServerArgs }),
 		upstream("kube-controller-manager", func(c *Config) any { return &c.ControlPlane.ControllerManagerArgs }),

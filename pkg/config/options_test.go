@@ -44,7 +44,7 @@ func TestEveryOptionOfTheCommandLineExists(t *testing.T) {
 		write-kubeconfig write-kubeconfig-mode write-kubeconfig-group disable disable-agent flannel-backend flannel-iface
 		disable-kube-proxy pod-manifest-path resolv-conf snapshotter private-registry container-runtime-endpoint kube-apiserver-arg
 		kube-controller-manager-arg kube-scheduler-arg kubelet-arg kube-proxy-arg debug timings log-format
-		datastore-synchronous workqueue-metrics`) {
+		datastore-synchronous datastore-driver workqueue-metrics`) {
 		if !slices.Contains(names, name) {
 			t.Errorf("no option %s", name)
 		}

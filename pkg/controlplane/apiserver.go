@@ -82,6 +82,7 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 	store, err := datastore.Open(ctx, datastore.Config{
 		Path:        filepath.Join(c.ServerDir(), "db", "state.db"),
 		Synchronous: c.Store.Synchronous,
+		Driver:      c.Store.Driver,
 		Seed:        func() ([]datastore.KeyValue, error) { return seed(a.cfg.PKI()) },
 	})
 	if err != nil {

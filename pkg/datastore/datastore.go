@@ -7,16 +7,19 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/drivers"
-	"github.com/k3s-io/kine/pkg/drivers/generic"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
+
+	"github.com/knarr-dev/knarr/pkg/datastore/engine"
 )
 
 // idleConns is how many connections are kept: kine needs up to fifteen.
@@ -32,6 +35,10 @@ type Config struct {
 	// Synchronous is full (default: an acknowledged write survives power loss) or
 	// normal (it survives the end of the process, but not that of the machine).
 	Synchronous string
+	// Driver is who keeps the objects in the file: kine-sqlite (default), or
+	// sqlite, the engine of this repository, which takes a file of kine's over. The
+	// way back is a backup.
+	Driver string
 	// CompactEvery is how often old revisions are forgotten, but for the last
 	// thousand. Default 5 minutes.
 	CompactEvery time.Duration
@@ -55,6 +62,7 @@ type Store struct {
 	db      *sql.DB
 	path    string
 	guard   *guard
+	watched *connector
 	kept    *sql.Conn      // holds the file open, whatever becomes of its name
 	wg      sync.WaitGroup // of kine
 	once    sync.Once
@@ -67,6 +75,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !slices.Contains([]string{"", "kine-sqlite", "sqlite"}, cfg.Driver) {
+		return nil, fmt.Errorf("datastore: driver is %q; it must be kine-sqlite or sqlite", cfg.Driver)
+	}
 	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of datastore: %w", err)
 	}
@@ -78,25 +89,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s := &Store{ctx: ctx, cancel: cancel, path: cfg.Path, guard: newGuard()}
-	how := settings(cfg, synchronous)
-	// With litestream's settings kine makes no checkpoints of its own.
-	var dialect *generic.Generic
-	s.backend, dialect, err = sqlite.NewVariant(ctx, &s.wg, "litestream", how)
-	watched := newConnector(how.DataSourceName, s.guard)
-	if err == nil {
-		s.db = sql.OpenDB(watched)
-		s.kept, err = s.db.Conn(ctx)
-	}
-	if err == nil {
-		// kine's own connections go once ours have the file open: the last one to
-		// close it would make a checkpoint.
-		err = dialect.DB.Close()
-		s.db.SetMaxIdleConns(idleConns)
-		dialect.DB = s.db
-		s.extendLog(watched, roomAtOnce)
-	}
-	if err == nil && cfg.Seed != nil {
-		err = fill(ctx, s.db, cfg.Seed)
+	var history history
+	if cfg.Driver == "sqlite" {
+		history, err = s.openEngine(ctx, cfg, synchronous)
+	} else {
+		history, err = s.openKine(ctx, cfg, synchronous)
 	}
 	if err == nil {
 		err = s.backend.Start(ctx)
@@ -118,11 +115,103 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, openError(cfg.Path, err)
 	}
 
-	s.api = newBridge(s.backend, s.db, s.guard)
+	s.api = newBridge(s.backend, history, s.guard)
 	s.checkLarge(ctx)
-	s.wg.Go(func() { s.keepLog(watched) })
+	s.wg.Go(func() { s.keepLog(s.watched) })
 	s.wg.Go(s.mend)
 	return s, nil
+}
+
+// openKine opens the file with kine's driver.
+func (s *Store) openKine(ctx context.Context, cfg Config, synchronous string) (history, error) {
+	if err := s.refuseOurs(ctx); err != nil {
+		return nil, err
+	}
+	how := settings(cfg, synchronous)
+	// With litestream's settings kine makes no checkpoints of its own.
+	backend, dialect, err := sqlite.NewVariant(ctx, &s.wg, "litestream", how)
+	if err != nil {
+		return nil, err
+	}
+	s.backend = backend
+	if err := s.openDB(ctx, how.DataSourceName); err != nil {
+		return nil, err
+	}
+	// kine's own connections go once ours have the file open: the last one to
+	// close it would make a checkpoint.
+	if err := dialect.DB.Close(); err != nil {
+		return nil, err
+	}
+	dialect.DB = s.db
+	if cfg.Seed != nil {
+		if err := fill(ctx, s.db, cfg.Seed); err != nil {
+			return nil, err
+		}
+	}
+	return kineHistory{backend, s.db}, nil
+}
+
+// openEngine opens the file with our own engine.
+func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) (history, error) {
+	if err := s.openDB(ctx, settings(cfg, synchronous).DataSourceName); err != nil {
+		return nil, err
+	}
+	s.watched.tellsAll = true
+	how := engine.Config{CompactEvery: cfg.CompactEvery}
+	if cfg.Seed != nil {
+		how.Seed = func() ([]engine.Entry, error) {
+			entries, err := cfg.Seed()
+			out := make([]engine.Entry, len(entries))
+			for i, e := range entries {
+				out[i] = engine.Entry(e)
+			}
+			return out, err
+		}
+	}
+	e, err := engine.New(ctx, s.db, how)
+	if err != nil {
+		return nil, err
+	}
+	s.backend = e
+	s.wg.Go(func() {
+		<-s.ctx.Done()
+		e.Wait()
+	})
+	return engineHistory{e}, nil
+}
+
+// openDB opens connections whose errors the guard sees.
+func (s *Store) openDB(ctx context.Context, dsn string) error {
+	s.watched = newConnector(dsn, s.guard)
+	s.db = sql.OpenDB(s.watched)
+	s.db.SetMaxIdleConns(idleConns)
+	var err error
+	if s.kept, err = s.db.Conn(ctx); err != nil {
+		return err
+	}
+	s.extendLog(s.watched, roomAtOnce)
+	return nil
+}
+
+// refuseOurs fails if our engine has taken the file over: kine would begin an
+// empty cluster beside it.
+func (s *Store) refuseOurs(ctx context.Context) error {
+	if _, err := os.Stat(s.path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	db, err := readOnly(s.path)
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	var ours int
+	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'log'").Scan(&ours); err != nil {
+		return fmt.Errorf("look for whose tables it has: %w", err)
+	}
+	if ours > 0 {
+		return advice("it was written with --datastore-driver=sqlite: start with that again, or restore a backup from before")
+	}
+	return nil
 }
 
 // advice is an error that says how to go on.

@@ -15,9 +15,19 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
+// eachDriver runs a test with each of the drivers.
+func eachDriver(t *testing.T, test func(*testing.T)) {
+	for _, d := range []string{"kine-sqlite", "sqlite"} {
+		t.Run(d, test)
+	}
+}
+
+// driverOf is the one of the test that runs.
+func driverOf(t *testing.T) string { return strings.Split(t.Name(), "/")[1] }
+
 func open(t *testing.T, path string, seed ...KeyValue) (*Store, *clientv3.Client) {
 	t.Helper()
-	s, err := Open(t.Context(), Config{Path: path, Seed: func() ([]KeyValue, error) { return seed, nil }})
+	s, err := Open(t.Context(), Config{Driver: driverOf(t), Path: path, Seed: func() ([]KeyValue, error) { return seed, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +37,9 @@ func open(t *testing.T, path string, seed ...KeyValue) (*Store, *clientv3.Client
 	return s, c
 }
 
-func TestNewStoreHasItsSeed(t *testing.T) {
+func TestNewStoreHasItsSeed(t *testing.T) { eachDriver(t, testNewStoreHasItsSeed) }
+
+func testNewStoreHasItsSeed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db", "state.db")
 	s, c := open(t, path, KeyValue{"/registry/a", []byte("1")}, KeyValue{"/registry/b", []byte("2")})
 	r, err := c.Get(t.Context(), "/registry/b")
@@ -53,17 +65,82 @@ func TestNewStoreHasItsSeed(t *testing.T) {
 }
 
 func TestBrokenStoreIsToldAndLeftAlone(t *testing.T) {
+	eachDriver(t, testBrokenStoreIsToldAndLeftAlone)
+}
+
+func testBrokenStoreIsToldAndLeftAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	garbage := bytes.Repeat([]byte("not a database "), 1000)
 	if err := os.WriteFile(path, garbage, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := Open(t.Context(), Config{Path: path})
+	_, err := Open(t.Context(), Config{Driver: driverOf(t), Path: path})
 	if err == nil || !strings.Contains(err.Error(), path) {
 		t.Fatalf("error %v does not name the file", err)
 	}
 	if left, err := os.ReadFile(path); err != nil || !bytes.Equal(left, garbage) {
 		t.Fatalf("the damaged file was changed (%v)", err)
+	}
+}
+
+func TestEngineTakesKinesFileOverForGood(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	open := func(driver string) (*Store, error) {
+		return Open(t.Context(), Config{Driver: driver, Path: path, CompactEvery: 50 * time.Millisecond, Seed: func() ([]KeyValue, error) {
+			return []KeyValue{{"/a/seed", []byte("0")}, {"/a/gone", []byte("0")}}, nil
+		}})
+	}
+	s, err := open("kine-sqlite")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := s.Client().Client
+	put := func(key, value string) int64 {
+		t.Helper()
+		r, err := c.Put(t.Context(), key, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Header.Revision
+	}
+	for i := range 3000 {
+		put(fmt.Sprint("/a/", i%50), fmt.Sprint(i))
+	}
+	r, err := c.Txn(t.Context()).Then(clientv3.OpGet("/a/gone"), clientv3.OpDelete("/a/gone")).Commit()
+	if err != nil || !r.Succeeded {
+		t.Fatal(r, err)
+	}
+	last := r.Header.Revision
+	before, err := c.Get(t.Context(), "/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+
+	if s, err = open("sqlite"); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	c = s.Client().Client
+	after, err := c.Get(t.Context(), "/", clientv3.WithPrefix())
+	if err != nil || after.Header.Revision != last || len(after.Kvs) != len(before.Kvs) || len(after.Kvs) != 52 {
+		t.Fatalf("revision %d of %d, %d keys of %d: %v", after.Header.Revision, last, len(after.Kvs), len(before.Kvs), err)
+	}
+	for i, kv := range after.Kvs {
+		b := before.Kvs[i]
+		if !bytes.Equal(kv.Key, b.Key) || !bytes.Equal(kv.Value, b.Value) || kv.ModRevision != b.ModRevision || kv.CreateRevision != b.CreateRevision {
+			t.Errorf("%s=%s of %d, %d; it was %s=%s of %d, %d", kv.Key, kv.Value, kv.CreateRevision, kv.ModRevision, b.Key, b.Value, b.CreateRevision, b.ModRevision)
+		}
+	}
+	if r := <-c.Watch(t.Context(), "/a/", clientv3.WithPrefix(), clientv3.WithRev(last-1)); r.CompactRevision != last {
+		t.Errorf("a watch from before: %+v", r)
+	}
+	if rev := put("/a/next", "1"); rev != last+1 {
+		t.Errorf("after %d comes %d", last, rev)
+	}
+	s.Close()
+	if _, err := open("kine-sqlite"); err == nil || !strings.Contains(err.Error(), "--datastore-driver=sqlite") {
+		t.Errorf("kine opens a file that is the engine's: %v", err)
 	}
 }
 
@@ -75,6 +152,10 @@ func TestWrongSynchronousIsRefused(t *testing.T) {
 }
 
 func TestWatchTellsEachChangeOnceAndInOrder(t *testing.T) {
+	eachDriver(t, testWatchTellsEachChangeOnceAndInOrder)
+}
+
+func testWatchTellsEachChangeOnceAndInOrder(t *testing.T) {
 	_, c := open(t, filepath.Join(t.TempDir(), "state.db"))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -139,6 +220,10 @@ func TestWatchTellsEachChangeOnceAndInOrder(t *testing.T) {
 }
 
 func TestClosingTheStoreEndsWatchesAndRefusesNewOnes(t *testing.T) {
+	eachDriver(t, testClosingTheStoreEndsWatchesAndRefusesNewOnes)
+}
+
+func testClosingTheStoreEndsWatchesAndRefusesNewOnes(t *testing.T) {
 	s, c := open(t, filepath.Join(t.TempDir(), "state.db"))
 	watch := c.Watch(t.Context(), "/a/", clientv3.WithPrefix(), clientv3.WithCreatedNotify())
 	if r := <-watch; !r.Created {
@@ -161,7 +246,9 @@ func TestClosingTheStoreEndsWatchesAndRefusesNewOnes(t *testing.T) {
 	}
 }
 
-func TestWatchEndsWithItsClientAlone(t *testing.T) {
+func TestWatchEndsWithItsClientAlone(t *testing.T) { eachDriver(t, testWatchEndsWithItsClientAlone) }
+
+func testWatchEndsWithItsClientAlone(t *testing.T) {
 	s, c := open(t, filepath.Join(t.TempDir(), "state.db"))
 	other := s.Client()
 	left := c.Watch(t.Context(), "/a/", clientv3.WithPrefix())
@@ -183,6 +270,10 @@ func TestWatchEndsWithItsClientAlone(t *testing.T) {
 }
 
 func TestWatchesThatEndAllAtOnceHoldUpNoOther(t *testing.T) {
+	eachDriver(t, testWatchesThatEndAllAtOnceHoldUpNoOther)
+}
+
+func testWatchesThatEndAllAtOnceHoldUpNoOther(t *testing.T) {
 	s, c := open(t, filepath.Join(t.TempDir(), "state.db"))
 	many, end := context.WithCancel(t.Context())
 	defer end()

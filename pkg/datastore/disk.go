@@ -55,6 +55,9 @@ type connector struct {
 	driver sqlite3.SQLiteDriver
 	dsn    string
 	guard  *guard
+	// tellsAll is set if commits may tell that they failed; kine ends the process
+	// when it is told so.
+	tellsAll bool
 
 	// turn is held by the one that writes. SQLite has one writer at a time, too,
 	// but others may find that a flush failed only after they have done theirs.
@@ -165,14 +168,15 @@ type tx struct {
 	conn *conn
 }
 
-// Commit leaves it to the guard to tell of a disk that failed: kine ends the
-// process when it is told.
+// Commit may leave it to the guard to tell of a disk that failed.
 func (t tx) Commit() error {
 	defer t.end()
 	err := t.conn.guard.note(t.Tx.Commit())
 	if err != nil && t.conn.guard.trusted() != nil {
 		_ = t.rollback() // which SQLite has done, or the file is not used any more
-		return nil
+		if !t.conn.tellsAll {
+			return nil
+		}
 	}
 	t.conn.written(checkpointPages)
 	return err

@@ -34,6 +34,10 @@ func put(t *testing.T, c *clientv3.Client, key, value string) {
 }
 
 func TestDamagedStoreIsToldAndLeftAlone(t *testing.T) {
+	eachDriver(t, testDamagedStoreIsToldAndLeftAlone)
+}
+
+func testDamagedStoreIsToldAndLeftAlone(t *testing.T) {
 	for name, damage := range map[string]func([]byte) []byte{
 		"truncated": func(b []byte) []byte { return b[:len(b)/2] },
 		"overwritten in the middle": func(b []byte) []byte {
@@ -61,7 +65,7 @@ func TestDamagedStoreIsToldAndLeftAlone(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			s, err := Open(t.Context(), Config{Path: path})
+			s, err := Open(t.Context(), Config{Driver: driverOf(t), Path: path})
 			if err == nil {
 				s.Close()
 				t.Fatal("it was opened")
@@ -79,6 +83,10 @@ func TestDamagedStoreIsToldAndLeftAlone(t *testing.T) {
 }
 
 func TestStoreOfWhichOnlyTheLogIsLeftIsNotBegunAnew(t *testing.T) {
+	eachDriver(t, testStoreOfWhichOnlyTheLogIsLeftIsNotBegunAnew)
+}
+
+func testStoreOfWhichOnlyTheLogIsLeftIsNotBegunAnew(t *testing.T) {
 	path := filled(t)
 	log, err := os.ReadFile(path + "-wal")
 	if err != nil || len(log) == 0 {
@@ -87,7 +95,7 @@ func TestStoreOfWhichOnlyTheLogIsLeftIsNotBegunAnew(t *testing.T) {
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(t.Context(), Config{Path: path}); err == nil || !strings.Contains(err.Error(), path+"-wal") {
+	if _, err := Open(t.Context(), Config{Driver: driverOf(t), Path: path}); err == nil || !strings.Contains(err.Error(), path+"-wal") {
 		t.Errorf("got %v", err)
 	}
 	if left, err := os.ReadFile(path + "-wal"); err != nil || !bytes.Equal(left, log) {
@@ -96,6 +104,10 @@ func TestStoreOfWhichOnlyTheLogIsLeftIsNotBegunAnew(t *testing.T) {
 }
 
 func TestStoreThatIsRemovedWhileInUseIsSaved(t *testing.T) {
+	eachDriver(t, testStoreThatIsRemovedWhileInUseIsSaved)
+}
+
+func testStoreThatIsRemovedWhileInUseIsSaved(t *testing.T) {
 	for name, remove := range map[string]func(path string) error{
 		"its file":   os.Remove,
 		"its folder": func(path string) error { return os.RemoveAll(filepath.Dir(path)) },
@@ -125,7 +137,7 @@ func TestStoreThatIsRemovedWhileInUseIsSaved(t *testing.T) {
 				t.Error("a write was acknowledged after that")
 			}
 			s.Close()
-			if _, err := Open(t.Context(), Config{Path: path}); err == nil || !strings.Contains(err.Error(), rescued(path)) {
+			if _, err := Open(t.Context(), Config{Driver: driverOf(t), Path: path}); err == nil || !strings.Contains(err.Error(), rescued(path)) {
 				t.Errorf("it was begun anew, or not told how to go on: %v", err)
 			}
 
@@ -150,6 +162,10 @@ func TestStoreThatIsRemovedWhileInUseIsSaved(t *testing.T) {
 }
 
 func TestStoreWhoseDiskFailedIsReadUntilItIsOpenedAnew(t *testing.T) {
+	eachDriver(t, testStoreWhoseDiskFailedIsReadUntilItIsOpenedAnew)
+}
+
+func testStoreWhoseDiskFailedIsReadUntilItIsOpenedAnew(t *testing.T) {
 	path := filled(t)
 	if _, err := os.Stat(cleanly(path)); err != nil {
 		t.Errorf("it was closed in order, and does not say so: %v", err)

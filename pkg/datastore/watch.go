@@ -12,6 +12,8 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/knarr-dev/knarr/pkg/datastore/engine"
 )
 
 const (
@@ -33,8 +35,7 @@ const (
 // later; and all informers of a starting cluster wait for that word.
 type bridge struct {
 	*server.KVServerBridge
-	backend server.Backend
-	db      *sql.DB
+	history history
 	guard   *guard
 	ids     atomic.Int64
 
@@ -45,17 +46,69 @@ type bridge struct {
 
 var _ etcdserverpb.WatchServer = (*bridge)(nil)
 
-func newBridge(backend server.Backend, db *sql.DB, g *guard) *bridge {
-	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), backend: backend, db: db, guard: g}
+func newBridge(backend server.Backend, h history, g *guard) *bridge {
+	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), history: h, guard: g}
 }
 
-// revision is that of the last committed write.
-func (b *bridge) revision(ctx context.Context) (int64, error) {
+// history is a driver's part of a watch.
+type history interface {
+	// revision is that of the last committed write.
+	revision(context.Context) (int64, error)
+	// follow sends what happens from w.start on.
+	follow(ctx context.Context, w *watch) server.WatchResult
+	// behind tells whether events up to rev are still to be sent.
+	behind(ctx context.Context, w *watch, rev int64) (bool, error)
+}
+
+// kineHistory asks kine's table.
+type kineHistory struct {
+	server.Backend
+	db *sql.DB
+}
+
+func (h kineHistory) revision(ctx context.Context) (int64, error) {
 	var rev int64
-	if err := b.db.QueryRowContext(ctx, "SELECT COALESCE(MAX(id), 0) FROM kine").Scan(&rev); err != nil {
+	if err := h.db.QueryRowContext(ctx, "SELECT COALESCE(MAX(id), 0) FROM kine").Scan(&rev); err != nil {
 		return 0, fmt.Errorf("read revision of store: %w", err)
 	}
 	return rev, nil
+}
+
+func (h kineHistory) follow(ctx context.Context, w *watch) server.WatchResult {
+	return h.Watch(ctx, w.key, w.end, w.start)
+}
+
+func (h kineHistory) behind(ctx context.Context, w *watch, rev int64) (bool, error) {
+	query, args := "SELECT EXISTS(SELECT 1 FROM kine WHERE id > ? AND id <= ? AND ", []any{w.sent.Load(), rev, w.key}
+	switch w.end {
+	case "":
+		query += "name = ?)"
+	case "\x00":
+		query += "name >= ?)"
+	default:
+		query, args = query+"name >= ? AND name < ?)", append(args, w.end)
+	}
+	var is bool
+	if err := h.db.QueryRowContext(ctx, query, args...).Scan(&is); err != nil {
+		return false, fmt.Errorf("look for events to send: %w", err)
+	}
+	return is, nil
+}
+
+// engineHistory is what the engine knows without a query.
+type engineHistory struct{ *engine.Engine }
+
+func (h engineHistory) revision(ctx context.Context) (int64, error) { return h.CurrentRevision(ctx) }
+
+func (h engineHistory) follow(ctx context.Context, w *watch) server.WatchResult {
+	f := h.Follow(ctx, w.key, w.end, w.start)
+	w.followed.Store(f)
+	return f.WatchResult
+}
+
+func (h engineHistory) behind(_ context.Context, w *watch, _ int64) (bool, error) {
+	f := w.followed.Load()
+	return f == nil || f.Behind(w.sent.Load()), nil
 }
 
 // serve runs a stream, unless the store is closing.
@@ -127,25 +180,8 @@ type watch struct {
 	start      int64
 	notifiable bool // wants to be told progress unasked
 	// sent is the revision up to which the client has all events, or more.
-	sent atomic.Int64
-}
-
-// behind tells whether events up to rev are still to be sent.
-func (b *bridge) behind(ctx context.Context, w *watch, rev int64) (bool, error) {
-	query, args := "SELECT EXISTS(SELECT 1 FROM kine WHERE id > ? AND id <= ? AND ", []any{w.sent.Load(), rev, w.key}
-	switch w.end {
-	case "":
-		query += "name = ?)"
-	case "\x00":
-		query += "name >= ?)"
-	default:
-		query, args = query+"name >= ? AND name < ?)", append(args, w.end)
-	}
-	var is bool
-	if err := b.db.QueryRowContext(ctx, query, args...).Scan(&is); err != nil {
-		return false, fmt.Errorf("look for events to send: %w", err)
-	}
-	return is, nil
+	sent     atomic.Int64
+	followed atomic.Pointer[engine.Watch] // by our engine
 }
 
 // send writes a response; the revision a client sees never goes back.
@@ -171,7 +207,7 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 		refused = server.ErrCompacted
 	}
 	if refused != nil {
-		rev, err := s.revision(ctx)
+		rev, err := s.history.revision(ctx)
 		if err != nil {
 			return err
 		}
@@ -187,7 +223,7 @@ func (s *stream) create(ctx context.Context, r *etcdserverpb.WatchCreateRequest)
 	before := r.StartRevision - 1
 	if r.StartRevision == 0 {
 		var err error
-		if before, err = s.revision(ctx); err != nil {
+		if before, err = s.history.revision(ctx); err != nil {
 			cancel()
 			return err
 		}
@@ -224,7 +260,7 @@ func (s *stream) follow(ctx context.Context, id int64, w *watch) {
 	defer func() { _ = s.end(id, last) }()
 
 	misread := s.guard.misread.Load()
-	r := s.backend.Watch(ctx, w.key, w.end, w.start)
+	r := s.history.follow(ctx, w)
 	if err := s.guard.read(ctx, misread, nil); err != nil {
 		last.CancelReason = err.Error()
 		w.cancel()
@@ -318,14 +354,14 @@ func (s *stream) progress(ctx context.Context) {
 // answer sends the current revision if every watch has sent all events up to
 // it, and reports whether it did.
 func (s *stream) answer(ctx context.Context) bool {
-	rev, err := s.revision(ctx)
+	rev, err := s.history.revision(ctx)
 	if err != nil {
 		return false
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, w := range s.watches {
-		if behind, err := s.behind(ctx, w, rev); err != nil || behind {
+		if behind, err := s.history.behind(ctx, w, rev); err != nil || behind {
 			return false
 		}
 	}
@@ -336,7 +372,7 @@ func (s *stream) answer(ctx context.Context) bool {
 // remind tells each watch that wants it the current revision. One that is
 // behind has events to send, which tell as much.
 func (s *stream) remind(ctx context.Context) {
-	rev, err := s.revision(ctx)
+	rev, err := s.history.revision(ctx)
 	if err != nil {
 		return // the next request to the store tells
 	}
@@ -346,7 +382,7 @@ func (s *stream) remind(ctx context.Context) {
 		if !w.notifiable {
 			continue
 		}
-		if behind, err := s.behind(ctx, w, rev); err == nil && !behind {
+		if behind, err := s.history.behind(ctx, w, rev); err == nil && !behind {
 			s.tell(rev, id)
 		}
 	}

@@ -39,6 +39,7 @@ type spec struct {
 	Workers      int
 	CompactEvery time.Duration
 	Synchronous  string
+	Driver       string
 	Patience     time.Duration
 	Seed         uint64
 	Watches      map[string]int64 // those that go on, and after what
@@ -114,7 +115,7 @@ func (c *child) run() error {
 	slog.SetDefault(slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	store, err := datastore.Open(ctx, datastore.Config{Path: c.Path, CompactEvery: c.CompactEvery, Synchronous: c.Synchronous})
+	store, err := datastore.Open(ctx, datastore.Config{Path: c.Path, CompactEvery: c.CompactEvery, Synchronous: c.Synchronous, Driver: c.Driver})
 	if err != nil {
 		return err
 	}

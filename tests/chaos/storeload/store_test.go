@@ -42,13 +42,27 @@ const (
 	checkEvery = 5
 )
 
+// eachDriver runs a test with each of the store's drivers.
+func eachDriver(t *testing.T, test func(*testing.T)) {
+	for _, d := range []string{"kine-sqlite", "sqlite"} {
+		t.Run(d, test)
+	}
+}
+
+// driverOf is the one of the test that runs.
+func driverOf(t *testing.T) string { return filepath.Base(t.Name()) }
+
 // A process is killed while it starts, writes and compacts.
 func TestKilledStoreKeepsWhatItAcknowledged(t *testing.T) {
+	eachDriver(t, testKilledStoreKeepsWhatItAcknowledged)
+}
+
+func testKilledStoreKeepsWhatItAcknowledged(t *testing.T) {
 	random := chance.New(t, *seed)
 	path := filepath.Join(t.TempDir(), "db", "state.db")
 	h := record.New()
 	for round := range *rounds {
-		o := Options{Path: path, Seed: random.Uint64(), CompactEvery: often}
+		o := Options{Driver: driverOf(t), Path: path, Seed: random.Uint64(), CompactEvery: often}
 		l := start(t, o, h)
 		if round%4 != 3 { // else it may still be opening its store
 			opened(t, l)
@@ -70,7 +84,9 @@ func TestKilledStoreKeepsWhatItAcknowledged(t *testing.T) {
 // The disk under the store loses its power while the process writes, compacts
 // and checkpoints: what no flush has made safe is dropped, or kept in part and
 // in any order.
-func TestStoreSurvivesPowerCuts(t *testing.T) {
+func TestStoreSurvivesPowerCuts(t *testing.T) { eachDriver(t, testStoreSurvivesPowerCuts) }
+
+func testStoreSurvivesPowerCuts(t *testing.T) {
 	flakydisk.Needs(t)
 	random := chance.New(t, *seed)
 	dir := t.TempDir()
@@ -84,7 +100,7 @@ func TestStoreSurvivesPowerCuts(t *testing.T) {
 		if err := d.Mount(t.Context(), point); err != nil {
 			t.Fatal(err)
 		}
-		o := Options{Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), CompactEvery: often}
+		o := Options{Driver: driverOf(t), Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), CompactEvery: often}
 		l := start(t, o, h)
 		if cut%5 != 4 {
 			opened(t, l)
@@ -127,7 +143,9 @@ func TestStoreSurvivesPowerCuts(t *testing.T) {
 // The disk under the store fails for a moment or for good, or its file system
 // becomes read-only, while the process writes, compacts and checkpoints. Another
 // process goes on with what is mounted, if it can, and then one after a reboot.
-func TestStoreSurvivesAFailingDisk(t *testing.T) {
+func TestStoreSurvivesAFailingDisk(t *testing.T) { eachDriver(t, testStoreSurvivesAFailingDisk) }
+
+func testStoreSurvivesAFailingDisk(t *testing.T) {
 	flakydisk.Needs(t)
 	random := chance.New(t, *seed)
 	dir := t.TempDir()
@@ -154,7 +172,7 @@ func TestStoreSurvivesAFailingDisk(t *testing.T) {
 		if err := d.Mount(t.Context(), point); err != nil {
 			t.Fatal(err)
 		}
-		o := Options{Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), CompactEvery: often}
+		o := Options{Driver: driverOf(t), Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), CompactEvery: often}
 		l := start(t, o, h)
 		if round%5 != 4 {
 			opened(t, l)
@@ -190,13 +208,17 @@ func TestStoreSurvivesAFailingDisk(t *testing.T) {
 
 // What these tests would show of a store that acknowledges before it is safe.
 func TestAPowerCutShowsWritesThatWereNotFlushed(t *testing.T) {
+	eachDriver(t, testAPowerCutShowsWritesThatWereNotFlushed)
+}
+
+func testAPowerCutShowsWritesThatWereNotFlushed(t *testing.T) {
 	flakydisk.Needs(t)
 	random := chance.New(t, *seed)
 	dir := t.TempDir()
 	d := flakydisk.ForTest(t, dir, 96<<20)
 	point := filepath.Join(dir, "disk")
 	h := record.New()
-	o := Options{Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), Synchronous: "normal", Patience: time.Second}
+	o := Options{Driver: driverOf(t), Path: filepath.Join(point, "db", "state.db"), Seed: random.Uint64(), Synchronous: "normal", Patience: time.Second}
 	mount := func() {
 		if err := d.Mount(t.Context(), point); err != nil {
 			t.Fatal(err)

@@ -31,6 +31,8 @@ type Options struct {
 	CompactEvery time.Duration
 	// Synchronous is the store's setting. Default: full.
 	Synchronous string
+	// Driver is the store's. Default: the store's own.
+	Driver string
 	// Patience is how long Finish waits for the watches. Default 30 seconds.
 	Patience time.Duration
 	// Seed makes the load.
@@ -56,7 +58,7 @@ func Start(o Options, h *record.History) (*Load, error) {
 	if o.Patience == 0 {
 		o.Patience = 30 * time.Second
 	}
-	s := spec{Path: o.Path, Workers: o.Workers, CompactEvery: o.CompactEvery, Synchronous: o.Synchronous, Patience: o.Patience, Seed: o.Seed, Watches: map[string]int64{}}
+	s := spec{Path: o.Path, Workers: o.Workers, CompactEvery: o.CompactEvery, Synchronous: o.Synchronous, Driver: o.Driver, Patience: o.Patience, Seed: o.Seed, Watches: map[string]int64{}}
 	for _, name := range watches {
 		if from, ok := h.Seen(name); ok {
 			s.Watches[name] = from

@@ -1,0 +1,64 @@
+package engine
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+)
+
+// forgottenAtOnce is how many revisions one transaction forgets: a few
+// milliseconds, which everybody waits who writes.
+const forgottenAtOnce = 500
+
+// Compact forgets what was changed again up to a revision, and returns it. It
+// does so in steps, each in a transaction that other changes share.
+func (e *Engine) Compact(ctx context.Context, revision int64) (int64, error) {
+	for {
+		e.mu.RLock()
+		done, rev := e.compacted, e.rev
+		e.mu.RUnlock()
+		if revision = min(revision, rev); done >= revision {
+			return rev, nil
+		}
+		step := min(revision, done+forgottenAtOnce)
+		if r := e.do(ctx, &change{kind: compact, was: step}); r.err != nil {
+			return rev, r.err
+		}
+	}
+}
+
+// compactNowAndThen forgets revisions that are as old as the pause between.
+func (e *Engine) compactNowAndThen() {
+	tick := time.NewTicker(e.cfg.CompactEvery)
+	defer tick.Stop()
+	target, _ := e.CurrentRevision(e.ctx)
+	for {
+		select {
+		case <-e.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		now, _ := e.CurrentRevision(e.ctx)
+		// An error is that of the disk, of which the next change is told, too.
+		_, _ = e.Compact(e.ctx, min(target, now-e.cfg.CompactRetain))
+		target = now
+	}
+}
+
+// forget removes, in a transaction, rows that nobody can ask for once revision to
+// is the oldest: those changed again by then, and deletions before. What is
+// before from has been looked at.
+func forget(ctx context.Context, tx *sql.Tx, from, to int64) error {
+	for _, step := range []string{
+		"DELETE FROM log WHERE rev IN (SELECT prev FROM log WHERE rev > ?1 AND rev <= ?2 AND prev > 0)",
+		// That at the oldest revision itself is still watched for. It goes with the next step.
+		"DELETE FROM log WHERE rev >= ?1 AND rev < ?2 AND deleted = 1",
+		"INSERT INTO meta(k, v) VALUES('compacted', ?2) ON CONFLICT(k) DO UPDATE SET v = excluded.v WHERE ?1 <= ?2",
+	} {
+		if _, err := tx.ExecContext(ctx, step, from, to); err != nil {
+			return fmt.Errorf("forget revisions up to %d: %w", to, err)
+		}
+	}
+	return nil
+}

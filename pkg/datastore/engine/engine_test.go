@@ -1,0 +1,333 @@
+package engine
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/k3s-io/kine/pkg/server"
+	_ "github.com/mattn/go-sqlite3"
+)
+
+func openDB(t testing.TB, path string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite3", "file:"+path+"?_journal_mode=WAL&_synchronous=FULL&_busy_timeout=5000&_txlock=immediate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	return db
+}
+
+// start opens a store and returns what ends it.
+func start(t testing.TB, path string, cfg Config) (*Engine, func()) {
+	t.Helper()
+	db := openDB(t, path)
+	e, err := New(t.Context(), db, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	if err := e.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	stop := sync.OnceFunc(func() {
+		cancel()
+		e.Wait()
+		db.Close()
+	})
+	t.Cleanup(stop)
+	return e, stop
+}
+
+func (e *Engine) must(t testing.TB, rev int64, err error) int64 {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rev
+}
+
+// model is the state of the store after each revision.
+type model []map[string]server.KeyValue
+
+func (m model) now() map[string]server.KeyValue { return m[len(m)-1] }
+
+func (m *model) set(rev int64, kv *server.KeyValue, key string) {
+	for int64(len(*m)) <= rev {
+		next := map[string]server.KeyValue{}
+		for k, v := range m.now() {
+			next[k] = v
+		}
+		*m = append(*m, next)
+	}
+	if kv == nil {
+		delete(m.now(), key)
+	} else {
+		m.now()[key] = *kv
+	}
+}
+
+func listed(kvs []*server.KeyValue) string {
+	var out []string
+	for _, kv := range kvs {
+		out = append(out, describe(*kv))
+	}
+	return strings.Join(out, "\n")
+}
+
+func describe(kv server.KeyValue) string {
+	return fmt.Sprintf("%s=%s at %d of %d, version %d", kv.Key, kv.Value, kv.ModRevision, kv.CreateRevision, kv.Version)
+}
+
+func (m model) list(rev int64, key, end string) string {
+	var out []string
+	for k, kv := range m[rev] {
+		if within(k, key, end) {
+			out = append(out, describe(kv))
+		}
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n")
+}
+
+// TestAnyHistoryReadsAsItWasWritten makes random changes, and compares every
+// answer, every list of the past and every watch with a model; also after
+// compactions and when the store has been opened anew.
+func TestAnyHistoryReadsAsItWasWritten(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Parallel()
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			path := filepath.Join(t.TempDir(), "state.db")
+			// A ring that is too short for most of what is asked for.
+			cfg := Config{RingBytes: 4000, CompactEvery: time.Hour}
+			e, stop := start(t, path, cfg)
+			first, _ := e.CurrentRevision(t.Context())
+			m := model{{}}
+			_, health, err := e.Get(t.Context(), server.HealthKey, 0, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.set(first, health, "")
+			compacted := int64(0)
+			for step := range 600 {
+				ctx := t.Context()
+				key := fmt.Sprintf("/k/%c", 'a'+rune(rnd.IntN(6)))
+				value := fmt.Appendf(nil, "%d-%s", step, strings.Repeat("x", rnd.IntN(300)))
+				was, exists := m.now()[key]
+				switch rnd.IntN(12) {
+				case 0, 1, 2:
+					rev, err := e.Create(ctx, key, value, 0)
+					if exists != errors.Is(err, server.ErrKeyExists) || !exists && err != nil {
+						t.Fatalf("create %s, which exists: %v: %v", key, exists, err)
+					}
+					if !exists {
+						m.set(rev, &server.KeyValue{Key: key, Value: value, Version: 1, CreateRevision: rev, ModRevision: rev}, key)
+					}
+				case 3, 4, 5, 6:
+					at := was.ModRevision - int64(rnd.IntN(4)/3)
+					rev, kv, ok, err := e.Update(ctx, key, value, at, 0)
+					if err != nil || ok != (exists && at == was.ModRevision) {
+						t.Fatalf("update %s of %d at %d: %v, %v", key, was.ModRevision, at, ok, err)
+					}
+					if ok {
+						m.set(rev, &server.KeyValue{Key: key, Value: value, Version: was.Version + 1, CreateRevision: was.CreateRevision, ModRevision: rev}, key)
+					} else if exists && describe(*kv) != describe(was) {
+						t.Fatalf("the answer to a wrong update: %s, wanted %s", describe(*kv), describe(was))
+					}
+				case 7, 8:
+					at := int64(0)
+					if rnd.IntN(2) == 0 {
+						at = max(was.ModRevision-int64(rnd.IntN(2)), 1)
+					}
+					rev, kv, ok, err := e.Delete(ctx, key, at)
+					if err != nil || ok != (exists && (at == 0 || at == was.ModRevision) || !exists && at == 0) {
+						t.Fatalf("delete %s of %d at %d: %v, %v", key, was.ModRevision, at, ok, err)
+					}
+					if exists && describe(*kv) != describe(was) {
+						t.Fatalf("what was deleted: %s, wanted %s", describe(*kv), describe(was))
+					}
+					if exists && ok {
+						m.set(rev, nil, key)
+					}
+				case 9:
+					rev := int64(rnd.IntN(len(m)))
+					now, kvs, err := e.List(ctx, "/k/", "/k0", 0, rev, false)
+					switch {
+					case rev == 0:
+						rev = now
+					case rev < compacted:
+						if !errors.Is(err, server.ErrCompacted) {
+							t.Fatalf("list at %d, compacted at %d: %v", rev, compacted, err)
+						}
+						continue
+					}
+					if err != nil || listed(kvs) != m.list(rev, "/k/", "/k0") {
+						t.Fatalf("list at %d of %d: %v\n%s\nwanted\n%s", rev, now, err, listed(kvs), m.list(rev, "/k/", "/k0"))
+					}
+					if _, n, err := e.Count(ctx, "/k/", "/k0", rev); err != nil || n != int64(len(kvs)) {
+						t.Fatalf("count at %d: %d, %v, wanted %d", rev, n, err, len(kvs))
+					}
+				case 10:
+					if rnd.IntN(3) == 0 {
+						compacted = max(compacted, int64(rnd.IntN(len(m))))
+						if _, err := e.Compact(ctx, compacted); err != nil {
+							t.Fatal(err)
+						}
+					}
+				case 11:
+					if rnd.IntN(5) == 0 {
+						stop()
+						e, stop = start(t, path, cfg)
+					}
+				}
+			}
+			watchAll(t, e, m, max(compacted, 1))
+			if _, _, err := e.List(t.Context(), "/k/", past, 0, int64(len(m)), false); !errors.Is(err, server.ErrFutureRev) {
+				t.Errorf("list of the future: %v", err)
+			}
+		})
+	}
+}
+
+// watchAll replays the history from a revision on.
+func watchAll(t *testing.T, e *Engine, m model, from int64) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if from > 1 {
+		if r := e.Watch(ctx, "/k/", "/k0", from-1); r.CompactRevision != from {
+			t.Errorf("a watch from before %d: %+v", from, r)
+		}
+	}
+	w := e.Follow(ctx, "/k/", "/k0", from)
+	state, had := m[from-1], from-1
+	state = map[string]server.KeyValue(model{state}.now())
+	for rev := from; rev < int64(len(m)); {
+		for _, ev := range <-w.Events {
+			for ; rev < ev.KV.ModRevision; rev++ {
+				if rev > from && m.list(rev, "/k/", "/k0") != m.list(rev-1, "/k/", "/k0") {
+					t.Fatalf("revision %d was left out", rev)
+				}
+			}
+			was, existed := m[rev-1][ev.KV.Key]
+			is, exists := m[rev][ev.KV.Key]
+			if ev.Delete == exists || ev.Create == existed && !ev.Delete || exists && describe(*ev.KV) != describe(is) {
+				t.Fatalf("event %+v %s, wanted %s", ev, describe(*ev.KV), describe(is))
+			}
+			if existed && was.ModRevision >= from && (ev.PrevKV == nil || describe(*ev.PrevKV) != describe(was)) {
+				t.Fatalf("event at %d: before it was %v, wanted %s", rev, ev.PrevKV, describe(was))
+			}
+			had = rev
+			rev++
+		}
+		if !w.Behind(had) {
+			break
+		}
+	}
+	for rev := had + 1; rev < int64(len(m)); rev++ {
+		if m.list(rev, "/k/", "/k0") != m.list(rev-1, "/k/", "/k0") {
+			t.Fatalf("the watch is not behind, and revision %d was left out", rev)
+		}
+	}
+}
+
+func TestKeysEndWithTheirLeases(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	e, stop := start(t, path, Config{})
+	rev, err := e.Create(t.Context(), "/short", nil, 1)
+	e.must(t, rev, err)
+	_, err = e.Create(t.Context(), "/renewed", nil, 1)
+	e.must(t, rev, err)
+	_, kv, _ := e.Get(t.Context(), "/renewed", 0, false)
+	if _, _, ok, err := e.Update(t.Context(), "/renewed", nil, kv.ModRevision, 100); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	w := e.Follow(t.Context(), "/short", "", rev+1)
+	if evs := <-w.Events; len(evs) != 1 || !evs[0].Delete {
+		t.Errorf("events: %+v", evs)
+	}
+	if _, kv, err := e.Get(t.Context(), "/renewed", 0, false); kv == nil || err != nil {
+		t.Errorf("a key with a longer lease: %v, %v", kv, err)
+	}
+	_, err = e.Create(t.Context(), "/kept", nil, 1)
+	e.must(t, 0, err)
+	stop()
+	e, _ = start(t, path, Config{})
+	now, _ := e.CurrentRevision(t.Context())
+	w = e.Follow(t.Context(), "/kept", "", now)
+	for evs := range w.Events {
+		if evs[0].Delete {
+			return
+		}
+	}
+	t.Error("a lease did not end in a store that was opened anew")
+}
+
+func TestManyClientsGetEachOthersChanges(t *testing.T) {
+	e, _ := start(t, filepath.Join(t.TempDir(), "state.db"), Config{RingBytes: 10000, CompactEvery: time.Millisecond, CompactRetain: 100000})
+	const clients, changes = 16, 100
+	var wg sync.WaitGroup
+	w := e.Follow(t.Context(), "/c/", "/c0", 1)
+	for c := range clients {
+		wg.Go(func() {
+			key := fmt.Sprintf("/c/%d", c)
+			rev, err := e.Create(t.Context(), key, nil, 0)
+			for i := 1; err == nil && i < changes; i++ {
+				var ok bool
+				if rev, _, ok, err = e.Update(t.Context(), key, fmt.Append(nil, i), rev, 0); err == nil && !ok {
+					err = errors.New("a change of nobody else's was refused")
+				}
+			}
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	last, n := int64(0), 0
+	for evs := range w.Events {
+		for _, ev := range evs {
+			if ev.KV.ModRevision <= last {
+				t.Fatalf("revision %d comes after %d", ev.KV.ModRevision, last)
+			}
+			last = ev.KV.ModRevision
+			n++
+		}
+		if n == clients*changes {
+			break
+		}
+	}
+	wg.Wait()
+	_, kvs, err := e.List(t.Context(), "/c/", "/c0", 0, 0, false)
+	if err != nil || len(kvs) != clients {
+		t.Fatal(len(kvs), err)
+	}
+	for _, kv := range kvs {
+		if string(kv.Value) != fmt.Sprint(changes-1) || kv.Version != changes {
+			t.Errorf("%s", describe(*kv))
+		}
+	}
+}
+
+func TestLargeAndTooManyChangesAreRefused(t *testing.T) {
+	e, stop := start(t, filepath.Join(t.TempDir(), "state.db"), Config{QueueBytes: 1000})
+	if _, err := e.Create(t.Context(), "/a", make([]byte, maxRequest), 0); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("too large a value: %v", err)
+	}
+	if _, err := e.Create(t.Context(), "/a", make([]byte, 1000), 0); !errors.Is(err, ErrBusy) {
+		t.Errorf("a change beyond what may wait: %v", err)
+	}
+	stop()
+	if _, err := e.Create(t.Context(), "/a", nil, 0); !errors.Is(err, ErrClosed) {
+		t.Errorf("a change of a closed store: %v", err)
+	}
+}

@@ -1,0 +1,149 @@
+package engine
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+)
+
+// The tables. A revision's row is written once and never changed; the value comes
+// last, so that what is before it is read without it. prev is the revision of the
+// key before this change, 0 if it did not exist.
+//
+// meta has the revision below which rows may be missing, as "compacted".
+const schema = `
+CREATE TABLE IF NOT EXISTS log(
+	rev INTEGER PRIMARY KEY,
+	name TEXT NOT NULL,
+	prev INTEGER NOT NULL,
+	created INTEGER NOT NULL,
+	version INTEGER NOT NULL,
+	lease INTEGER NOT NULL,
+	deleted INTEGER NOT NULL,
+	value BLOB);
+CREATE TABLE IF NOT EXISTS meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID;
+`
+
+func prepare(ctx context.Context, db *sql.DB, seed func() ([]Entry, error)) error {
+	if _, err := db.ExecContext(ctx, schema); err != nil {
+		return fmt.Errorf("make the store's tables: %w", err)
+	}
+	if err := takeOver(ctx, db); err != nil || seed == nil {
+		return err
+	}
+	return fill(ctx, db, seed)
+}
+
+// fill writes the seed into a store that has never been used, in one transaction
+// and so with one wait for the disk.
+func fill(ctx context.Context, db *sql.DB, seed func() ([]Entry, error)) error {
+	var rows int
+	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM log LIMIT 1)").Scan(&rows); err != nil {
+		return fmt.Errorf("look for entries: %w", err)
+	}
+	if rows > 0 {
+		return nil
+	}
+	entries, err := seed()
+	if err != nil {
+		return fmt.Errorf("make the first entries: %w", err)
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("write the first entries: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	stmt, err := tx.PrepareContext(ctx, "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?1, ?2, 0, ?1, 1, 0, 0, ?3)")
+	if err != nil {
+		return fmt.Errorf("write the first entries: %w", err)
+	}
+	defer stmt.Close()
+	for i, e := range entries {
+		if _, err := stmt.ExecContext(ctx, i+1, e.Key, e.Value); err != nil {
+			return fmt.Errorf("write %s: %w", e.Key, err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("write the first entries: %w", err)
+	}
+	return nil
+}
+
+// takeOver fills an empty store with what kine's driver has left in the same
+// file: every living key at its revision. History ends there, so that clients who
+// watch from before are told to list anew. It happens in one transaction.
+func takeOver(ctx context.Context, db *sql.DB) error {
+	var theirs, ours int
+	err := db.QueryRowContext(ctx, `SELECT (SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'kine'),
+		(SELECT COUNT(*) FROM (SELECT 1 FROM log LIMIT 1))`).Scan(&theirs, &ours)
+	if err != nil {
+		return fmt.Errorf("look for a store of kine's: %w", err)
+	}
+	if theirs == 0 {
+		return nil
+	}
+	if ours > 0 {
+		return errors.New("the file has tables of both drivers in use: restore a backup, or drop the table kine if it is the older one")
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("take over kine's store: %w", err)
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	for _, step := range []string{
+		// kine's own bookkeeping, and the numbers that it fills gaps with, stay behind.
+		`INSERT INTO log(rev, name, prev, created, version, lease, deleted, value)
+			SELECT id, name, 0, CASE WHEN created = 1 THEN id ELSE create_revision END, 1, lease, 0, value FROM kine AS k
+			WHERE id = (SELECT MAX(id) FROM kine WHERE name = k.name) AND deleted = 0
+			AND name != 'compact_rev_key' AND name NOT LIKE 'gap-%'`,
+		// The last revision has a row, be it that of a key that is gone.
+		`INSERT OR IGNORE INTO log(rev, name, prev, created, version, lease, deleted, value)
+			SELECT id, name, 0, 0, 0, 0, 1, NULL FROM kine WHERE id = (SELECT MAX(id) FROM kine)`,
+		`INSERT INTO meta(k, v) SELECT 'compacted', COALESCE(MAX(id), 0) FROM kine`,
+		`DROP TABLE kine`,
+	} {
+		if _, err := tx.ExecContext(ctx, step); err != nil {
+			return fmt.Errorf("take over kine's store: %w", err)
+		}
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("take over kine's store: %w", err)
+	}
+	return nil
+}
+
+// load reads which keys there are.
+func (e *Engine) load(ctx context.Context) error {
+	err := e.db.QueryRowContext(ctx, "SELECT COALESCE((SELECT v FROM meta WHERE k = 'compacted'), 0), COALESCE((SELECT MAX(rev) FROM log), 0)").
+		Scan(&e.compacted, &e.rev)
+	if err != nil {
+		return fmt.Errorf("read the store's revision: %w", err)
+	}
+	e.ring.first = e.rev + 1
+	rows, err := e.db.QueryContext(ctx, "SELECT rev, name, created, version, lease, deleted FROM log ORDER BY rev")
+	if err != nil {
+		return fmt.Errorf("read the store's keys: %w", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var it item
+		var deleted bool
+		if err := rows.Scan(&it.rev, &it.key, &it.created, &it.version, &it.lease, &deleted); err != nil {
+			return fmt.Errorf("read the store's keys: %w", err)
+		}
+		if deleted {
+			e.keys.Delete(it)
+		} else {
+			e.keys.ReplaceOrInsert(it)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return fmt.Errorf("read the store's keys: %w", err)
+	}
+	e.keys.Ascend(func(it item) bool {
+		e.lease.add(it)
+		return true
+	})
+	return nil
+}

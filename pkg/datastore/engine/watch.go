@@ -1,0 +1,284 @@
+package engine
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/k3s-io/kine/pkg/server"
+)
+
+// event is a committed change.
+type event struct {
+	item
+	prev    int64
+	deleted bool
+	value   []byte
+	engine  *Engine
+
+	once sync.Once
+	was  *server.KeyValue
+}
+
+func (ev *event) keyValue() *server.KeyValue {
+	kv := ev.item.keyValue()
+	kv.Value = ev.value
+	return kv
+}
+
+// before returns the key before the change, or nil where it was not there or has
+// been compacted. It is read once for all who watch.
+func (ev *event) before(ctx context.Context) (*server.KeyValue, error) {
+	if ev.prev == 0 {
+		return nil, nil
+	}
+	var err error
+	ev.once.Do(func() { ev.was, err = ev.engine.revision(ctx, ev.key, ev.prev) })
+	return ev.was, err
+}
+
+// revision reads a row, or nil if it is gone.
+func (e *Engine) revision(ctx context.Context, key string, rev int64) (*server.KeyValue, error) {
+	e.mu.RLock()
+	recent := e.ring.at(rev)
+	e.mu.RUnlock()
+	if recent != nil {
+		return recent.keyValue(), nil
+	}
+	kv := &server.KeyValue{Key: key, ModRevision: rev}
+	err := e.db.QueryRowContext(context.WithoutCancel(ctx), "SELECT created, version, lease, value FROM log WHERE rev = ?", rev).
+		Scan(&kv.CreateRevision, &kv.Version, &kv.Lease, &kv.Value)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read revision %d: %w", rev, err)
+	}
+	return kv, nil
+}
+
+func (ev *event) toServer(ctx context.Context) (*server.Event, error) {
+	was, err := ev.before(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &server.Event{Delete: ev.deleted, Create: !ev.deleted && ev.version == 1, KV: ev.keyValue(), PrevKV: was}, nil
+}
+
+// ring has the latest events, without a gap.
+type ring struct {
+	limit, bytes int
+	first        int64 // revision of the oldest, or of the next one
+	events       []*event
+}
+
+func (r *ring) add(ev *event) {
+	r.events = append(r.events, ev)
+	r.bytes += ev.size()
+	for r.bytes > r.limit && len(r.events) > 1 {
+		r.bytes -= r.events[0].size()
+		r.events[0] = nil
+		r.events = r.events[1:]
+		r.first++
+	}
+}
+
+func (ev *event) size() int { return len(ev.key) + len(ev.value) + 200 }
+
+// at returns the event of a revision, or nil.
+func (r *ring) at(rev int64) *event {
+	if i := rev - r.first; i >= 0 && i < int64(len(r.events)) {
+		return r.events[i]
+	}
+	return nil
+}
+
+const (
+	// sentAtOnce is how many events a watch is given at a time.
+	sentAtOnce = 500
+	// historyAtOnce is how many revisions of the past are looked at in one query.
+	historyAtOnce = 2000
+)
+
+// watcher is one watch.
+type watcher struct {
+	key, end string
+	woken    chan struct{} // full if there may be events
+
+	// The engine's mu guards these.
+	next    int64 // revision to go on with
+	since   int64 // revision at which it began: events up to there are found by looking
+	matched int64 // highest revision of an event for it, as far as is known
+}
+
+func (w *watcher) wants(key string) bool { return within(key, w.key, w.end) }
+
+func (w *watcher) rouse() {
+	select {
+	case w.woken <- struct{}{}:
+	default:
+	}
+}
+
+// Watch is a running watch; see Follow.
+type Watch struct {
+	server.WatchResult
+	engine *Engine
+	*watcher
+}
+
+// Behind tells whether there are events that were committed already and that one
+// who has had those up to revision had from the channel has still to get.
+func (w *Watch) Behind(had int64) bool {
+	w.engine.mu.RLock()
+	defer w.engine.mu.RUnlock()
+	return w.next <= w.since || w.matched > had
+}
+
+// Watch implements server.Backend; see Follow.
+func (e *Engine) Watch(ctx context.Context, key, end string, revision int64) server.WatchResult {
+	return e.Follow(ctx, key, end, revision).WatchResult
+}
+
+// Follow sends the events of a range, from a revision on or from now on if that
+// is 0, until ctx or the engine ends; the channel is closed then. Nothing is left
+// out, and nobody is waited for: who is slow reads old events from the file, and
+// gets server.ErrCompacted from the other channel when these are gone.
+func (e *Engine) Follow(ctx context.Context, key, end string, revision int64) *Watch {
+	events, failed := make(chan []*server.Event), make(chan error, 1)
+	w := &watcher{key: key, end: end, woken: make(chan struct{}, 1)}
+	f := &Watch{WatchResult: server.WatchResult{Events: events, Errorc: failed}, engine: e, watcher: w}
+
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.CurrentRevision = e.rev
+	if w.next = revision; revision == 0 {
+		w.next = e.rev + 1
+	} else if revision < e.compacted {
+		f.CompactRevision = e.compacted
+		close(events)
+		return f
+	}
+	w.since = e.rev
+	w.rouse()
+	e.watchers[w] = struct{}{}
+	e.wg.Go(func() {
+		defer close(events)
+		defer e.forgetWatcher(w)
+		if err := e.follow(ctx, w, events); err != nil {
+			failed <- err
+		}
+	})
+	return f
+}
+
+func (e *Engine) forgetWatcher(w *watcher) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.watchers, w)
+}
+
+func (e *Engine) follow(ctx context.Context, w *watcher, to chan<- []*server.Event) error {
+	for {
+		select {
+		case <-w.woken:
+		case <-ctx.Done():
+			return nil
+		case <-e.ctx.Done():
+			return nil
+		}
+		for {
+			found, more, err := e.collect(ctx, w)
+			if err != nil {
+				return err
+			}
+			if len(found) > 0 {
+				out := make([]*server.Event, len(found))
+				for i, ev := range found {
+					if out[i], err = ev.toServer(ctx); err != nil {
+						return err
+					}
+				}
+				select {
+				case to <- out:
+				case <-ctx.Done():
+					return nil
+				case <-e.ctx.Done():
+					return nil
+				}
+			}
+			if !more {
+				break
+			}
+		}
+	}
+}
+
+// collect moves a watch on, and returns the events that it comes upon.
+func (e *Engine) collect(ctx context.Context, w *watcher) (found []*event, more bool, err error) {
+	e.mu.Lock()
+	if w.next < e.compacted {
+		e.mu.Unlock()
+		return nil, false, server.ErrCompacted
+	}
+	if w.next < e.ring.first {
+		last := min(w.next+historyAtOnce, e.ring.first) - 1
+		from := w.next
+		e.mu.Unlock()
+		found, err := e.history(ctx, w, from, last)
+		if err != nil {
+			return nil, false, err
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if from < e.compacted {
+			return nil, false, server.ErrCompacted
+		}
+		w.advance(last+1, found)
+		return found, true, nil
+	}
+	defer e.mu.Unlock()
+	next := w.next
+	for ; next <= e.rev && len(found) < sentAtOnce; next++ {
+		if ev := e.ring.at(next); w.wants(ev.key) {
+			found = append(found, ev)
+		}
+	}
+	w.advance(next, found)
+	return found, next <= e.rev, nil
+}
+
+// advance moves on past what was found. The caller holds the engine's mu.
+func (w *watcher) advance(next int64, found []*event) {
+	w.next = next
+	if len(found) > 0 {
+		w.matched = max(w.matched, found[len(found)-1].rev)
+	}
+}
+
+// history reads events from the file.
+func (e *Engine) history(ctx context.Context, w *watcher, from, last int64) ([]*event, error) {
+	rows, err := e.db.QueryContext(ctx, "SELECT rev, name, prev, created, version, lease, deleted, value FROM log WHERE rev >= ? AND rev <= ? ORDER BY rev", from, last)
+	if err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	defer rows.Close()
+	var found []*event
+	for rows.Next() {
+		ev := &event{engine: e}
+		var value sql.RawBytes
+		if err := rows.Scan(&ev.rev, &ev.key, &ev.prev, &ev.created, &ev.version, &ev.lease, &ev.deleted, &value); err != nil {
+			return nil, fmt.Errorf("read events: %w", err)
+		}
+		if w.wants(ev.key) {
+			ev.value = append([]byte(nil), value...)
+			found = append(found, ev)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	return found, nil
+}
