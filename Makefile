@@ -80,7 +80,7 @@ test-vm: build images
 
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
-RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore ./pkg/node/nftwatch ./tests/chaos/record ./tests/chaos/flakydisk
+RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./tests/chaos/record ./tests/chaos/flakydisk
 
 # ARGS=--once ends by itself.
 run: build images

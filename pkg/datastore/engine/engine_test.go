@@ -210,8 +210,7 @@ func watchAll(t *testing.T, e *Engine, m model, from int64) {
 		}
 	}
 	w := e.Follow(ctx, "/k/", "/k0", from)
-	state, had := m[from-1], from-1
-	state = map[string]server.KeyValue(model{state}.now())
+	had := from - 1
 	for rev := from; rev < int64(len(m)); {
 		for _, ev := range <-w.Events {
 			for ; rev < ev.KV.ModRevision; rev++ {
