@@ -196,7 +196,7 @@ func (k *Kubelet) settings() (*options.KubeletFlags, *kubeletconfig.KubeletConfi
 			return nil, nil, fmt.Errorf("--kubelet-arg=%s: %w", arg, err)
 		}
 	}
-	return flags, kc, nil
+	return flags, kc, reserve(kc, fs)
 }
 
 func (k *Kubelet) ours(flags *options.KubeletFlags, kc *kubeletconfig.KubeletConfiguration) error {
@@ -254,13 +254,19 @@ func (k *Kubelet) ours(flags *options.KubeletFlags, kc *kubeletconfig.KubeletCon
 			"pid.available": "10%",
 		}
 	}
-	if len(kc.KubeReserved) == 0 && len(kc.SystemReserved) == 0 {
-		var info unix.Sysinfo_t
-		if err := unix.Sysinfo(&info); err != nil {
-			return fmt.Errorf("read the machine's memory: %w", err)
-		}
-		kc.KubeReserved = map[string]string{"memory": strconv.FormatUint(reserved(uint64(info.Totalram)*uint64(info.Unit)), 10)}
+	return nil
+}
+
+// reserve keeps memory from pods, unless the user has said how much, be it none.
+func reserve(kc *kubeletconfig.KubeletConfiguration, flags *pflag.FlagSet) error {
+	if len(kc.KubeReserved) > 0 || len(kc.SystemReserved) > 0 || flags.Changed("kube-reserved") || flags.Changed("system-reserved") {
+		return nil
 	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return fmt.Errorf("read the machine's memory: %w", err)
+	}
+	kc.KubeReserved = map[string]string{"memory": strconv.FormatUint(reserved(uint64(info.Totalram)*uint64(info.Unit)), 10)}
 	return nil
 }
 

@@ -24,6 +24,7 @@ func TestMemoryIsReservedUnlessTheUserSaysHowMuch(t *testing.T) {
 	}{
 		"by default":  {nil, "ours", ""},
 		"by a flag":   {[]string{"kube-reserved=memory=1Gi"}, "1Gi", ""},
+		"for others":  {[]string{"system-reserved=memory=1Gi"}, "", "1Gi"},
 		"to none":     {[]string{"kube-reserved="}, "", ""},
 		"by the file": {[]string{"config=" + file}, "", "1Gi"},
 	} {
