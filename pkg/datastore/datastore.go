@@ -7,7 +7,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -48,10 +47,7 @@ type Config struct {
 }
 
 // KeyValue is an entry of the store.
-type KeyValue struct {
-	Key   string
-	Value []byte
-}
+type KeyValue = engine.Entry
 
 // Store is an open datastore.
 type Store struct {
@@ -84,7 +80,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := reread(cfg.Path); err != nil {
 		return nil, openError(cfg.Path, err)
 	}
-	if err := probe(ctx, cfg.Path); err != nil {
+	if err := probe(ctx, cfg.Path, cfg.Driver); err != nil {
 		return nil, openError(cfg.Path, err)
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -124,9 +120,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 // openKine opens the file with kine's driver.
 func (s *Store) openKine(ctx context.Context, cfg Config, synchronous string) (history, error) {
-	if err := s.refuseOurs(ctx); err != nil {
-		return nil, err
-	}
 	how := settings(cfg, synchronous)
 	// With litestream's settings kine makes no checkpoints of its own.
 	backend, dialect, err := sqlite.NewVariant(ctx, &s.wg, "litestream", how)
@@ -143,10 +136,12 @@ func (s *Store) openKine(ctx context.Context, cfg Config, synchronous string) (h
 		return nil, err
 	}
 	dialect.DB = s.db
-	if cfg.Seed != nil {
-		if err := fill(ctx, s.db, cfg.Seed); err != nil {
-			return nil, err
-		}
+	// A row as kine's driver writes it for a key that is created. It must be there
+	// before the backend starts to follow the table.
+	err = engine.Fill(ctx, s.db, "kine", `INSERT INTO kine(name, created, deleted, create_revision, prev_revision, lease, value, old_value)
+		VALUES(?1, 1, 0, 0, 0, 0, ?2, NULL)`, cfg.Seed)
+	if err != nil {
+		return nil, err
 	}
 	return kineHistory{backend, s.db}, nil
 }
@@ -157,18 +152,7 @@ func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) 
 		return nil, err
 	}
 	s.watched.tellsAll = true
-	how := engine.Config{CompactEvery: cfg.CompactEvery}
-	if cfg.Seed != nil {
-		how.Seed = func() ([]engine.Entry, error) {
-			entries, err := cfg.Seed()
-			out := make([]engine.Entry, len(entries))
-			for i, e := range entries {
-				out[i] = engine.Entry(e)
-			}
-			return out, err
-		}
-	}
-	e, err := engine.New(ctx, s.db, how)
+	e, err := engine.New(ctx, s.db, engine.Config{CompactEvery: cfg.CompactEvery, Seed: cfg.Seed})
 	if err != nil {
 		return nil, err
 	}
@@ -190,27 +174,6 @@ func (s *Store) openDB(ctx context.Context, dsn string) error {
 		return err
 	}
 	s.extendLog(s.watched, roomAtOnce)
-	return nil
-}
-
-// refuseOurs fails if our engine has taken the file over: kine would begin an
-// empty cluster beside it.
-func (s *Store) refuseOurs(ctx context.Context) error {
-	if _, err := os.Stat(s.path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	db, err := readOnly(s.path)
-	if err != nil {
-		return err
-	}
-	defer db.Close()
-	var ours int
-	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'log'").Scan(&ours); err != nil {
-		return fmt.Errorf("look for whose tables it has: %w", err)
-	}
-	if ours > 0 {
-		return advice("it was written with --datastore-driver=sqlite: start with that again, or restore a backup from before")
-	}
 	return nil
 }
 

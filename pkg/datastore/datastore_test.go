@@ -41,7 +41,7 @@ func TestNewStoreHasItsSeed(t *testing.T) { eachDriver(t, testNewStoreHasItsSeed
 
 func testNewStoreHasItsSeed(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "db", "state.db")
-	s, c := open(t, path, KeyValue{"/registry/a", []byte("1")}, KeyValue{"/registry/b", []byte("2")})
+	s, c := open(t, path, KeyValue{Key: "/registry/a", Value: []byte("1")}, KeyValue{Key: "/registry/b", Value: []byte("2")})
 	r, err := c.Get(t.Context(), "/registry/b")
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +52,7 @@ func testNewStoreHasItsSeed(t *testing.T) {
 	s.Close()
 
 	// The seed is for new stores alone, and the file is free again after Close.
-	_, c = open(t, path, KeyValue{"/registry/c", []byte("3")})
+	_, c = open(t, path, KeyValue{Key: "/registry/c", Value: []byte("3")})
 	for key, want := range map[string]int{"/registry/a": 1, "/registry/c": 0} {
 		r, err := c.Get(t.Context(), key)
 		if err != nil {
@@ -87,7 +87,7 @@ func TestEngineTakesKinesFileOverForGood(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.db")
 	open := func(driver string) (*Store, error) {
 		return Open(t.Context(), Config{Driver: driver, Path: path, CompactEvery: 50 * time.Millisecond, Seed: func() ([]KeyValue, error) {
-			return []KeyValue{{"/a/seed", []byte("0")}, {"/a/gone", []byte("0")}}, nil
+			return []KeyValue{{Key: "/a/seed", Value: []byte("0")}, {Key: "/a/gone", Value: []byte("0")}}, nil
 		}})
 	}
 	s, err := open("kine-sqlite")

@@ -27,7 +27,7 @@ func rescued(path string) string {
 // probe tells at once what kine's driver would try again for five minutes, or
 // would make worse: a file that is not a database, is damaged, or cannot be
 // written, and one that should be there and is not. It changes nothing.
-func probe(ctx context.Context, path string) error {
+func probe(ctx context.Context, path, driver string) error {
 	if _, err := os.Stat(rescued(path)); err == nil {
 		return advice(fmt.Sprintf("its file was removed or replaced while it was in use, and was saved: to go on with it, stop Knarr, "+
 			"move what else is in its folder away and `mv %s %s`; to begin with an empty cluster, move all of it away", rescued(path), path))
@@ -51,10 +51,28 @@ func probe(ctx context.Context, path string) error {
 	if err := db.QueryRowContext(ctx, "PRAGMA schema_version").Scan(&version); err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
+	if driver != "sqlite" {
+		if err := refuseOurs(ctx, db); err != nil {
+			return err
+		}
+	}
 	if info.Size() > checkedAtOnce {
 		return nil
 	}
 	return check(ctx, db)
+}
+
+// refuseOurs fails if our engine has taken the file over: kine would begin an
+// empty cluster beside it.
+func refuseOurs(ctx context.Context, db *sql.DB) error {
+	var ours int
+	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'log'").Scan(&ours); err != nil {
+		return fmt.Errorf("look for whose tables it has: %w", err)
+	}
+	if ours > 0 {
+		return advice("it was written with --datastore-driver=sqlite: start with that again, or restore a backup from before")
+	}
+	return nil
 }
 
 // probeLog refuses a store of which only the log is left: SQLite would make a new

@@ -29,7 +29,7 @@ type result struct {
 	rev  int64
 	done bool
 	kv   *server.KeyValue
-	at   item // what the client was wrong about
+	at   item // what was deleted, or what the client was wrong about
 	err  error
 }
 

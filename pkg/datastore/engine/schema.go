@@ -29,17 +29,22 @@ func prepare(ctx context.Context, db *sql.DB, seed func() ([]Entry, error)) erro
 	if _, err := db.ExecContext(ctx, schema); err != nil {
 		return fmt.Errorf("make the store's tables: %w", err)
 	}
-	if err := takeOver(ctx, db); err != nil || seed == nil {
+	if err := takeOver(ctx, db); err != nil {
 		return err
 	}
-	return fill(ctx, db, seed)
+	return Fill(ctx, db, "log", `INSERT INTO log(rev, name, prev, created, version, lease, deleted, value)
+		SELECT next, ?1, 0, next, 1, 0, 0, ?2 FROM (SELECT COALESCE(MAX(rev), 0) + 1 AS next FROM log)`, seed)
 }
 
-// fill writes the seed into a store that has never been used, in one transaction
-// and so with one wait for the disk.
-func fill(ctx context.Context, db *sql.DB, seed func() ([]Entry, error)) error {
+// Fill writes the seed into a table that has never been used, in one transaction
+// and so with one wait for the disk. insert makes an entry of a key and a value.
+// Without a seed it does nothing.
+func Fill(ctx context.Context, db *sql.DB, table, insert string, seed func() ([]Entry, error)) error {
+	if seed == nil {
+		return nil
+	}
 	var rows int
-	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM log LIMIT 1)").Scan(&rows); err != nil {
+	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM "+table+" LIMIT 1)").Scan(&rows); err != nil {
 		return fmt.Errorf("look for entries: %w", err)
 	}
 	if rows > 0 {
@@ -54,13 +59,13 @@ func fill(ctx context.Context, db *sql.DB, seed func() ([]Entry, error)) error {
 		return fmt.Errorf("write the first entries: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	stmt, err := tx.PrepareContext(ctx, "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?1, ?2, 0, ?1, 1, 0, 0, ?3)")
+	stmt, err := tx.PrepareContext(ctx, insert)
 	if err != nil {
 		return fmt.Errorf("write the first entries: %w", err)
 	}
 	defer stmt.Close()
-	for i, e := range entries {
-		if _, err := stmt.ExecContext(ctx, i+1, e.Key, e.Value); err != nil {
+	for _, e := range entries {
+		if _, err := stmt.ExecContext(ctx, e.Key, e.Value); err != nil {
 			return fmt.Errorf("write %s: %w", e.Key, err)
 		}
 	}
