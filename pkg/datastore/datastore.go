@@ -59,6 +59,8 @@ type Store struct {
 	path    string
 	guard   *guard
 	watched *connector
+	still   func() bool    // tells whether the file still has its name
+	keeping sync.Mutex     // of kept: SQLite saves a store only while nothing else is asked there
 	kept    *sql.Conn      // holds the file open, whatever becomes of its name
 	wg      sync.WaitGroup // of kine
 	once    sync.Once
@@ -173,7 +175,18 @@ func (s *Store) openDB(ctx context.Context, dsn string) error {
 	if s.kept, err = s.db.Conn(ctx); err != nil {
 		return err
 	}
-	s.extendLog(s.watched, roomAtOnce)
+	// Should the file be removed or replaced, no connection opens another one.
+	opened, err := os.Stat(s.path)
+	if err != nil {
+		return err
+	}
+	s.still = func() bool {
+		now, err := os.Stat(s.path)
+		return err == nil && os.SameFile(opened, now)
+	}
+	s.watched.still = s.still
+	s.watched.dsn += "&mode=rw"
+	s.extendLog(s.watched, roomAtOnce, os.O_CREATE)
 	return nil
 }
 

@@ -55,6 +55,9 @@ type connector struct {
 	driver sqlite3.SQLiteDriver
 	dsn    string
 	guard  *guard
+	// still is asked before a connection is opened: one to another file of that
+	// name would make its log the log of that.
+	still func() bool
 	// tellsAll is set if commits may tell that they failed; kine ends the process
 	// when it is told so.
 	tellsAll bool
@@ -67,7 +70,7 @@ type connector struct {
 }
 
 func newConnector(dsn string, g *guard) *connector {
-	c := &connector{dsn: dsn, guard: g, due: make(chan struct{}, 1)}
+	c := &connector{dsn: dsn, guard: g, still: func() bool { return true }, due: make(chan struct{}, 1)}
 	c.driver.ConnectHook = func(conn *sqlite3.SQLiteConn) error {
 		if err := conn.SetFileControlInt("main", sqlite3.SQLITE_FCNTL_PERSIST_WAL, 1); err != nil {
 			return err
@@ -83,6 +86,9 @@ var _ driver.Connector = (*connector)(nil)
 func (c *connector) Driver() driver.Driver { return &c.driver }
 
 func (c *connector) Connect(context.Context) (driver.Conn, error) {
+	if !c.still() {
+		return nil, errGone
+	}
 	opened, err := c.driver.Open(c.dsn)
 	if err != nil {
 		return nil, c.guard.note(err)
@@ -220,7 +226,7 @@ func (s *Store) keepLog(c *connector) {
 	if length, err := s.checkpoint(s.ctx, "NOOP"); err == nil && length >= checkpointPages {
 		s.shortenLog(c)
 	}
-	s.extendLog(c, logRoom)
+	s.extendLog(c, logRoom, 0)
 	for {
 		select {
 		case <-s.ctx.Done():
@@ -236,7 +242,7 @@ func (s *Store) shortenLog(c *connector) {
 	switch {
 	case err == nil && length > hugeLog:
 		_, err = s.checkpoint(s.ctx, "TRUNCATE")
-		s.extendLog(c, logRoom)
+		s.extendLog(c, logRoom, 0)
 	case err == nil && length > longLog:
 		_, err = s.checkpoint(s.ctx, "RESTART")
 	}
@@ -246,11 +252,13 @@ func (s *Store) shortenLog(c *connector) {
 }
 
 // extendLog writes zeros behind what the log has, which SQLite takes for the rest
-// of an older one. On a full disk it stays as short as it is.
-func (s *Store) extendLog(c *connector, size int64) {
-	f, err := os.OpenFile(s.path+"-wal", os.O_WRONLY|os.O_CREATE, 0o600)
+// of an older one. On a full disk it stays as short as it is; where there is none,
+// one is made only if flag says so, as os.OpenFile's: it may have been removed
+// with all of the store.
+func (s *Store) extendLog(c *connector, size int64, flag int) {
+	f, err := os.OpenFile(s.path+"-wal", os.O_WRONLY|flag, 0o600)
 	if err != nil {
-		return // SQLite has it open, or will tell
+		return // SQLite will tell
 	}
 	defer f.Close()
 	zeros := make([]byte, roomAtOnce)
@@ -283,6 +291,8 @@ func (s *Store) checkpoint(ctx context.Context, mode string) (int, error) {
 	if err := s.guard.trusted(); err != nil {
 		return 0, err // what is on the disk is safe where it is
 	}
+	s.keeping.Lock()
+	defer s.keeping.Unlock()
 	var busy bool
 	var length, done int
 	if err := s.kept.QueryRowContext(ctx, "PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &length, &done); err != nil {

@@ -91,6 +91,8 @@ func (g *guard) note(err error) error {
 	switch {
 	case e.Code == sqlite3.ErrCorrupt, e.Code == sqlite3.ErrNotADB:
 		g.fail(err)
+	case e.ExtendedCode == sqlite3.ErrIoErrFstat && e.SystemErrno == unix.ENOENT:
+		// The file was removed while it was opened once more; see watchFile.
 	case e.Code == sqlite3.ErrIoErr && (e.SystemErrno != unix.ENOSPC || e.ExtendedCode == sqlite3.ErrIoErrFsync):
 		// A full disk refuses a write and forgets none, unless it has promised room
 		// that it does not have.
@@ -153,10 +155,6 @@ const removals = unix.IN_DELETE | unix.IN_MOVED_FROM | unix.IN_MOVED_TO | unix.I
 
 // watchFile guards the store's file until the store closes.
 func (s *Store) watchFile() error {
-	opened, err := os.Stat(s.path)
-	if err != nil {
-		return err
-	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("watch for its removal: %w (raise sysctl fs.inotify.max_user_instances)", err)
@@ -174,7 +172,7 @@ func (s *Store) watchFile() error {
 			if _, err := changes.Read(buf); err != nil {
 				return // closed with the store
 			}
-			if now, err := os.Stat(s.path); err != nil || !os.SameFile(opened, now) {
+			if !s.still() {
 				s.rescue()
 				return
 			}
@@ -193,7 +191,9 @@ func (s *Store) rescue() {
 		err = os.RemoveAll(to)
 	}
 	if err == nil {
+		s.keeping.Lock()
 		_, err = s.kept.ExecContext(s.ctx, "VACUUM INTO ?", to)
+		s.keeping.Unlock()
 	}
 	if err != nil {
 		s.guard.fail(fmt.Errorf("its file was removed or replaced while it was in use, and it could not be saved: %w", err))

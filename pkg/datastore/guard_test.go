@@ -190,3 +190,13 @@ func testStoreWhoseDiskFailedIsReadUntilItIsOpenedAnew(t *testing.T) {
 	_, c = open(t, path)
 	put(t, c, "/b/1", "x")
 }
+
+func TestLogOfAStoreHasRoomFromTheFirstWrite(t *testing.T) {
+	eachDriver(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "state.db")
+		open(t, path)
+		if info, err := os.Stat(path + "-wal"); err != nil || info.Size() < roomAtOnce {
+			t.Errorf("the log has %v (%v)", info, err)
+		}
+	})
+}
