@@ -15,6 +15,7 @@ import (
 
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/component-base/metrics/legacyregistry"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
@@ -83,6 +84,7 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 		Path:        filepath.Join(c.ServerDir(), "db", "state.db"),
 		Synchronous: c.Store.Synchronous,
 		Driver:      c.Store.Driver,
+		Metrics:     legacyregistry.Registerer(),
 		Seed:        func() ([]datastore.KeyValue, error) { return seed(a.cfg.PKI()) },
 	})
 	if err != nil {

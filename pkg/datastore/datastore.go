@@ -17,6 +17,7 @@ import (
 	"github.com/k3s-io/kine/pkg/drivers"
 	"github.com/k3s-io/kine/pkg/drivers/sqlite"
 	"github.com/k3s-io/kine/pkg/server"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/knarr-dev/knarr/pkg/datastore/engine"
 )
@@ -41,6 +42,9 @@ type Config struct {
 	// CompactEvery is how often old revisions are forgotten, but for the last
 	// thousand. Default 5 minutes.
 	CompactEvery time.Duration
+	// Metrics is where the store's metrics are registered until it closes. Default:
+	// nowhere.
+	Metrics prometheus.Registerer
 	// Seed returns what a new store has in it from birth. It is not called when
 	// the store exists.
 	Seed func() ([]KeyValue, error)
@@ -58,6 +62,7 @@ type Store struct {
 	db      *sql.DB
 	path    string
 	guard   *guard
+	metrics *metrics
 	watched *connector
 	still   func() bool    // tells whether the file still has its name
 	keeping sync.Mutex     // of kept: SQLite saves a store only while nothing else is asked there
@@ -85,8 +90,15 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := probe(ctx, cfg.Path, cfg.Driver); err != nil {
 		return nil, openError(cfg.Path, err)
 	}
+	told, undo := newMetrics(), func() {}
+	if cfg.Metrics != nil {
+		if undo, err = told.register(cfg.Metrics); err != nil {
+			return nil, openError(cfg.Path, err)
+		}
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Store{ctx: ctx, cancel: cancel, path: cfg.Path, guard: newGuard()}
+	context.AfterFunc(ctx, undo)
+	s := &Store{ctx: ctx, cancel: cancel, path: cfg.Path, guard: newGuard(), metrics: told}
 	var history history
 	if cfg.Driver == "sqlite" {
 		history, err = s.openEngine(ctx, cfg, synchronous)
@@ -153,8 +165,8 @@ func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) 
 	if err := s.openDB(ctx, settings(cfg, synchronous).DataSourceName); err != nil {
 		return nil, err
 	}
-	s.watched.tellsAll = true
-	e, err := engine.New(ctx, s.db, engine.Config{CompactEvery: cfg.CompactEvery, Seed: cfg.Seed})
+	s.watched.tellsAll, s.watched.commitPages = true, 4
+	e, err := engine.New(ctx, s.db, engine.Config{CompactEvery: cfg.CompactEvery, Seed: cfg.Seed, Metrics: s.metrics.engine})
 	if err != nil {
 		return nil, err
 	}

@@ -37,6 +37,8 @@ const (
 	// checkpointPages is about how many pages are written to the log until it is
 	// brought into the file: SQLite's own measure.
 	checkpointPages = 1000
+	// pageSize is SQLite's, in bytes.
+	pageSize = 4096
 	// longLog is the length of a log, in pages, at which writers wait until it is
 	// in the file and begins anew: otherwise it only grows while there is always
 	// somebody at work. One that is as long as hugeLog gives its room back.
@@ -61,16 +63,19 @@ type connector struct {
 	// tellsAll is set if commits may tell that they failed; kine ends the process
 	// when it is told so.
 	tellsAll bool
+	// commitPages is about how many pages lead to those that a commit fills: kine
+	// has many indexes.
+	commitPages int
 
 	// turn is held by the one that writes. SQLite has one writer at a time, too,
 	// but others may find that a flush failed only after they have done theirs.
 	turn  sync.Mutex
-	pages int           // about what was written to the log since due
+	bytes int           // about what was written to the log since due
 	due   chan struct{} // a checkpoint
 }
 
 func newConnector(dsn string, g *guard) *connector {
-	c := &connector{dsn: dsn, guard: g, still: func() bool { return true }, due: make(chan struct{}, 1)}
+	c := &connector{dsn: dsn, guard: g, still: func() bool { return true }, commitPages: 12, due: make(chan struct{}, 1)}
 	c.driver.ConnectHook = func(conn *sqlite3.SQLiteConn) error {
 		if err := conn.SetFileControlInt("main", sqlite3.SQLITE_FCNTL_PERSIST_WAL, 1); err != nil {
 			return err
@@ -97,11 +102,11 @@ func (c *connector) Connect(context.Context) (driver.Conn, error) {
 }
 
 // written counts what goes to the log. The caller has its turn.
-func (c *connector) written(pages int) {
-	if c.pages += pages; c.pages < checkpointPages {
+func (c *connector) written(bytes int) {
+	if c.bytes += bytes; c.bytes < checkpointPages*pageSize {
 		return
 	}
-	c.pages = 0
+	c.bytes = 0
 	select {
 	case c.due <- struct{}{}:
 	default:
@@ -112,17 +117,25 @@ func (c *connector) written(pages int) {
 type conn struct {
 	*sqlite3.SQLiteConn
 	*connector
-	inTx bool
+	inTx  bool
+	bytes int // about what the transaction has written
 }
 
 var (
-	_ driver.ExecerContext  = (*conn)(nil)
-	_ driver.QueryerContext = (*conn)(nil)
-	_ driver.ConnBeginTx    = (*conn)(nil)
+	_ driver.ExecerContext      = (*conn)(nil)
+	_ driver.QueryerContext     = (*conn)(nil)
+	_ driver.ConnPrepareContext = (*conn)(nil)
+	_ driver.ConnBeginTx        = (*conn)(nil)
 )
 
 // ExecContext writes.
 func (c *conn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	return c.write(args, func() (driver.Result, error) { return c.SQLiteConn.ExecContext(ctx, query, args) })
+}
+
+// write counts a row of those arguments, or those rows that exec says it changed,
+// each on a page of its own.
+func (c *conn) write(args []driver.NamedValue, exec func() (driver.Result, error)) (driver.Result, error) {
 	if !c.inTx {
 		c.turn.Lock()
 		defer c.turn.Unlock()
@@ -130,18 +143,65 @@ func (c *conn) ExecContext(ctx context.Context, query string, args []driver.Name
 	if err := c.guard.trusted(); err != nil {
 		return nil, err
 	}
-	r, err := c.SQLiteConn.ExecContext(ctx, query, args)
+	r, err := exec()
 	if err != nil {
 		return nil, c.guard.note(err)
 	}
-	pages := 12 // a row, its indexes, and what leads to them
+	bytes := 100
 	for _, a := range args {
-		if b, ok := a.Value.([]byte); ok {
-			pages += len(b) / 2048 // it is kept as the next row's old value, too
+		switch v := a.Value.(type) {
+		case []byte:
+			bytes += len(v)
+		case string:
+			bytes += len(v)
 		}
 	}
-	c.written(pages)
+	if rows, err := r.RowsAffected(); err == nil && rows > 1 {
+		bytes = int(rows) * pageSize
+	}
+	if c.bytes += bytes; !c.inTx {
+		c.count()
+	}
 	return r, nil
+}
+
+// count adds what was written, with what leads to it.
+func (c *conn) count() {
+	c.connector.written(c.bytes + c.commitPages*pageSize)
+	c.bytes = 0
+}
+
+// PrepareContext prepares a statement that reads or writes.
+func (c *conn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	s, err := c.SQLiteConn.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, c.guard.note(err)
+	}
+	return &stmt{s.(*sqlite3.SQLiteStmt), c}, nil
+}
+
+type stmt struct {
+	*sqlite3.SQLiteStmt
+	conn *conn
+}
+
+var (
+	_ driver.StmtExecContext  = (*stmt)(nil)
+	_ driver.StmtQueryContext = (*stmt)(nil)
+)
+
+// ExecContext writes.
+func (s *stmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.conn.write(args, func() (driver.Result, error) { return s.SQLiteStmt.ExecContext(ctx, args) })
+}
+
+// QueryContext reads.
+func (s *stmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	r, err := s.SQLiteStmt.QueryContext(ctx, args)
+	if err != nil {
+		return nil, s.conn.guard.note(err)
+	}
+	return rows{r, s.conn.guard}, nil
 }
 
 // QueryContext reads.
@@ -184,7 +244,7 @@ func (t tx) Commit() error {
 			return nil
 		}
 	}
-	t.conn.written(checkpointPages)
+	t.conn.count()
 	return err
 }
 
@@ -203,7 +263,7 @@ func (t tx) rollback() error {
 }
 
 func (t tx) end() {
-	t.conn.inTx = false
+	t.conn.inTx, t.conn.bytes = false, 0
 	t.conn.turn.Unlock()
 }
 
@@ -295,8 +355,12 @@ func (s *Store) checkpoint(ctx context.Context, mode string) (int, error) {
 	defer s.keeping.Unlock()
 	var busy bool
 	var length, done int
+	began := time.Now()
 	if err := s.kept.QueryRowContext(ctx, "PRAGMA wal_checkpoint("+mode+")").Scan(&busy, &length, &done); err != nil {
 		return 0, fmt.Errorf("checkpoint: %w", err)
+	}
+	if mode != "NOOP" {
+		s.metrics.checkpointed(length, time.Since(began))
 	}
 	return length, nil
 }

@@ -35,6 +35,7 @@ const (
 // later; and all informers of a starting cluster wait for that word.
 type bridge struct {
 	*server.KVServerBridge
+	engine  *engine.Engine // nil with kine's driver
 	history history
 	guard   *guard
 	ids     atomic.Int64
@@ -47,7 +48,9 @@ type bridge struct {
 var _ etcdserverpb.WatchServer = (*bridge)(nil)
 
 func newBridge(backend server.Backend, h history, g *guard) *bridge {
-	return &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), history: h, guard: g}
+	b := &bridge{KVServerBridge: server.New(backend, "http", progressInterval, etcdVersion), history: h, guard: g}
+	b.engine, _ = backend.(*engine.Engine)
+	return b
 }
 
 // history is a driver's part of a watch.

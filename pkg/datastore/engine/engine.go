@@ -28,11 +28,16 @@ type Config struct {
 	CompactEvery time.Duration
 	// CompactRetain is how many revisions are always kept. Default 1000.
 	CompactRetain int64
+	// IndexLag is how many revisions the file's index of keys may be behind, which
+	// the next start reads. Default 10,000.
+	IndexLag int64
 	// RingBytes is how many bytes of recent events are kept in memory, for
 	// watches and for reads of what has just been written. Default 4 MiB.
 	RingBytes int
 	// QueueBytes bounds the changes that wait to be written. Default 64 MiB.
 	QueueBytes int
+	// Metrics are told what happens. Default: nobody is.
+	Metrics *Metrics
 	// Seed returns what a new store has in it from birth. It is not called when
 	// the store exists.
 	Seed func() ([]Entry, error)
@@ -51,11 +56,17 @@ func (c Config) withDefaults() Config {
 	if c.CompactRetain == 0 {
 		c.CompactRetain = 1000
 	}
+	if c.IndexLag == 0 {
+		c.IndexLag = 10_000
+	}
 	if c.RingBytes == 0 {
 		c.RingBytes = 4 << 20
 	}
 	if c.QueueBytes == 0 {
 		c.QueueBytes = 64 << 20
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics()
 	}
 	return c
 }
@@ -98,6 +109,7 @@ type Engine struct {
 	keys      *btree.BTreeG[item]
 	rev       int64 // of the last committed change
 	compacted int64 // revisions below may be gone
+	indexed   int64 // the file's index has the keys as of then; the writer's own
 	ring      ring
 	watchers  map[*watcher]struct{}
 
@@ -116,6 +128,7 @@ func New(ctx context.Context, db *sql.DB, cfg Config) (*Engine, error) {
 	}
 	e.ring.limit = e.cfg.RingBytes
 	e.lease.due = make(chan struct{}, 1)
+	e.cfg.Metrics.watch(e)
 	if err := prepare(ctx, db, cfg.Seed); err != nil {
 		return nil, err
 	}
@@ -171,8 +184,8 @@ func (e *Engine) Create(ctx context.Context, key string, value []byte, lease int
 	return r.rev, r.err
 }
 
-// Update changes a key whose last change was revision, and returns the changed
-// key; otherwise what is there, or nil.
+// Update changes a key whose last change was revision, or makes one that does not
+// exist if that is 0, and returns the changed key; otherwise what is there, or nil.
 func (e *Engine) Update(ctx context.Context, key string, value []byte, revision, lease int64) (int64, *server.KeyValue, bool, error) {
 	return e.alter(ctx, &change{kind: update, key: key, value: value, was: revision, lease: lease})
 }

@@ -202,6 +202,7 @@ func (e *Engine) fetch(ctx context.Context, items []item, keysOnly bool) ([]*ser
 	if len(wanted) == 0 {
 		return kvs, nil
 	}
+	e.cfg.Metrics.read.Add(float64(len(wanted)))
 	slices.SortFunc(wanted, func(a, b int) int { return cmp.Compare(items[a].rev, items[b].rev) })
 	first, last := items[wanted[0]].rev, items[wanted[len(wanted)-1]].rev
 	var err error

@@ -11,7 +11,11 @@ import (
 // last, so that what is before it is read without it. prev is the revision of the
 // key before this change, 0 if it did not exist.
 //
-// meta has the revision below which rows may be missing, as "compacted".
+// cur has the keys as they were at one revision, so that a start need not read all
+// of the log: it goes on from there. No read of a running store looks at it.
+//
+// meta has the revision below which rows may be missing, as "compacted", and that
+// of cur, as "indexed".
 const schema = `
 CREATE TABLE IF NOT EXISTS log(
 	rev INTEGER PRIMARY KEY,
@@ -22,6 +26,13 @@ CREATE TABLE IF NOT EXISTS log(
 	lease INTEGER NOT NULL,
 	deleted INTEGER NOT NULL,
 	value BLOB);
+CREATE TABLE IF NOT EXISTS cur(
+	name TEXT PRIMARY KEY,
+	rev INTEGER NOT NULL,
+	created INTEGER NOT NULL,
+	version INTEGER NOT NULL,
+	lease INTEGER NOT NULL,
+	deleted INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS meta(k TEXT PRIMARY KEY, v) WITHOUT ROWID;
 `
 
@@ -120,22 +131,39 @@ func takeOver(ctx context.Context, db *sql.DB) error {
 
 // load reads which keys there are.
 func (e *Engine) load(ctx context.Context) error {
-	err := e.db.QueryRowContext(ctx, "SELECT COALESCE((SELECT v FROM meta WHERE k = 'compacted'), 0), COALESCE((SELECT MAX(rev) FROM log), 0)").
-		Scan(&e.compacted, &e.rev)
+	err := e.db.QueryRowContext(ctx, `SELECT COALESCE((SELECT v FROM meta WHERE k = 'compacted'), 0),
+		COALESCE((SELECT v FROM meta WHERE k = 'indexed'), 0), COALESCE((SELECT MAX(rev) FROM log), 0)`).
+		Scan(&e.compacted, &e.indexed, &e.rev)
 	if err != nil {
 		return fmt.Errorf("read the store's revision: %w", err)
 	}
 	e.ring.first = e.rev + 1
-	rows, err := e.db.QueryContext(ctx, "SELECT rev, name, created, version, lease, deleted FROM log ORDER BY rev")
+	for _, query := range []string{
+		"SELECT rev, name, created, version, lease, deleted FROM cur WHERE rev <= ? ORDER BY name",
+		"SELECT rev, name, created, version, lease, deleted FROM log WHERE rev > ? ORDER BY rev",
+	} {
+		if err := e.loadKeys(ctx, query); err != nil {
+			return fmt.Errorf("read the store's keys: %w", err)
+		}
+	}
+	e.keys.Ascend(func(it item) bool {
+		e.lease.add(it)
+		return true
+	})
+	return nil
+}
+
+func (e *Engine) loadKeys(ctx context.Context, query string) error {
+	rows, err := e.db.QueryContext(ctx, query, e.indexed)
 	if err != nil {
-		return fmt.Errorf("read the store's keys: %w", err)
+		return err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		var it item
 		var deleted bool
 		if err := rows.Scan(&it.rev, &it.key, &it.created, &it.version, &it.lease, &deleted); err != nil {
-			return fmt.Errorf("read the store's keys: %w", err)
+			return err
 		}
 		if deleted {
 			e.keys.Delete(it)
@@ -143,12 +171,5 @@ func (e *Engine) load(ctx context.Context) error {
 			e.keys.ReplaceOrInsert(it)
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read the store's keys: %w", err)
-	}
-	e.keys.Ascend(func(it item) bool {
-		e.lease.add(it)
-		return true
-	})
-	return nil
+	return rows.Err()
 }

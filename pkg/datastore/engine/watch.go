@@ -56,6 +56,7 @@ func (e *Engine) revision(ctx context.Context, key string, rev int64) (*server.K
 	if err != nil {
 		return nil, fmt.Errorf("read revision %d: %w", rev, err)
 	}
+	e.cfg.Metrics.watched.Inc()
 	return kv, nil
 }
 
@@ -280,5 +281,6 @@ func (e *Engine) history(ctx context.Context, w *watcher, from, last int64) ([]*
 	if err := rows.Err(); err != nil {
 		return nil, fmt.Errorf("read events: %w", err)
 	}
+	e.cfg.Metrics.watched.Add(float64(len(found)))
 	return found, nil
 }

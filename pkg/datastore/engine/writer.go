@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
 )
@@ -15,16 +16,26 @@ const batchBytes = 4 << 20
 // writer makes all changes, in a goroutine of its own.
 type writer struct {
 	*Engine
-	conn *sql.Conn
+	conn   *sql.Conn
+	insert *sql.Stmt
 }
 
 func newWriter(e *Engine) (*writer, error) {
 	conn, err := e.db.Conn(e.ctx)
-	return &writer{Engine: e, conn: conn}, err
+	if err != nil {
+		return nil, err
+	}
+	insert, err := conn.PrepareContext(e.ctx, "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &writer{Engine: e, conn: conn, insert: insert}, nil
 }
 
 func (w *writer) run() {
 	defer w.conn.Close()
+	defer w.insert.Close()
 	defer w.queue.close()
 	for {
 		select {
@@ -46,11 +57,12 @@ type batch struct {
 	events  []*event
 	answers []result
 	upTo    int64 // what is compacted, if that changes
+	index   int64 // what is indexed, likewise
 }
 
 // write commits changes and answers them.
 func (w *writer) write(changes []*change) {
-	b := &batch{writer: w, rev: w.rev, now: map[string]item{}, upTo: w.compacted}
+	b := &batch{writer: w, rev: w.rev, now: map[string]item{}, upTo: w.compacted, index: w.indexed}
 	for _, c := range changes {
 		b.answers = append(b.answers, b.decide(c))
 	}
@@ -89,7 +101,7 @@ func (b *batch) decide(c *change) result {
 	switch {
 	case c.kind == create && exists:
 		return result{err: server.ErrKeyExists}
-	case c.kind == update && !exists:
+	case c.kind == update && !exists && c.was != 0:
 		return result{}
 	case c.kind == remove && !exists:
 		return result{done: c.was == 0}
@@ -120,22 +132,25 @@ func (b *batch) commit() error {
 	if len(b.events) == 0 && b.upTo == b.compacted {
 		return nil
 	}
+	if b.rev-b.index > b.cfg.IndexLag {
+		b.index = min(b.index+indexedAtOnce, b.rev)
+	}
+	b.index = max(b.index, b.upTo)
+
 	ctx := context.WithoutCancel(b.ctx)
 	tx, err := b.conn.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("begin to write: %w", err)
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	if len(b.events) > 0 {
-		insert, err := tx.PrepareContext(ctx, "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
-		if err != nil {
+	for _, ev := range b.events {
+		if _, err := b.insert.ExecContext(ctx, ev.rev, ev.key, ev.prev, ev.created, ev.version, ev.lease, ev.deleted, ev.value); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
-		defer insert.Close()
-		for _, ev := range b.events {
-			if _, err := insert.ExecContext(ctx, ev.rev, ev.key, ev.prev, ev.created, ev.version, ev.lease, ev.deleted, ev.value); err != nil {
-				return fmt.Errorf("write: %w", err)
-			}
+	}
+	if b.index != b.indexed {
+		if err := indexes(ctx, tx, b.indexed, b.index); err != nil {
+			return err
 		}
 	}
 	if b.upTo != b.compacted {
@@ -143,9 +158,11 @@ func (b *batch) commit() error {
 			return err
 		}
 	}
+	began := time.Now()
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("write: %w", err)
 	}
+	b.cfg.Metrics.committed(len(b.events), time.Since(began))
 	return nil
 }
 
@@ -160,7 +177,7 @@ func (b *batch) publish() {
 			b.keys.ReplaceOrInsert(it)
 		}
 	}
-	b.Engine.rev, b.compacted = b.rev, b.upTo
+	b.Engine.rev, b.compacted, b.indexed = b.rev, b.upTo, b.index
 	for _, ev := range b.events {
 		b.ring.add(ev)
 		if ev.lease > 0 {
