@@ -80,7 +80,7 @@ func New(c Commands) *cobra.Command {
 	if c.Check != nil {
 		root.AddCommand(newCheck(c))
 	}
-	root.AddCommand(newStatus(), newVersion(c.Version), newCompletion())
+	root.AddCommand(newStatus(), newStore(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
 	if len(c.Internal) > 0 {
 		internal := &cobra.Command{Use: "internal", Short: "What Knarr calls itself with", Hidden: true}

@@ -40,7 +40,7 @@ type Config struct {
 	// way back is a backup.
 	Driver string
 	// CompactEvery is how often old revisions are forgotten, but for the last
-	// thousand. Default 5 minutes.
+	// thousand. Default 5 minutes; if negative, never.
 	CompactEvery time.Duration
 	// Metrics is where the store's metrics are registered until it closes. Default:
 	// nowhere.

@@ -24,7 +24,7 @@ import (
 
 // waitTimeout bounds every wait for the cluster; it only counts when a test is
 // about to fail.
-const waitTimeout = time.Minute
+const waitTimeout = 2 * time.Minute
 
 // Kubectl runs `knarr kubectl` in the host and returns its stdout. The test
 // fails if it does.

@@ -39,6 +39,9 @@ func (e *Engine) Compact(ctx context.Context, revision int64) (int64, error) {
 
 // compactNowAndThen forgets revisions that are as old as the pause between.
 func (e *Engine) compactNowAndThen() {
+	if e.cfg.CompactEvery < 0 {
+		return
+	}
 	tick := time.NewTicker(e.cfg.CompactEvery)
 	defer tick.Stop()
 	target, _ := e.CurrentRevision(e.ctx)

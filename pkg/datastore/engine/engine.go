@@ -24,7 +24,8 @@ import (
 // Config are the settings of an Engine; zero values mean the defaults.
 type Config struct {
 	// CompactEvery is how often old revisions are forgotten: those that were old
-	// the last time already, but for the last CompactRetain. Default 5 minutes.
+	// the last time already, but for the last CompactRetain. Default 5 minutes; if
+	// negative, never.
 	CompactEvery time.Duration
 	// CompactRetain is how many revisions are always kept. Default 1000.
 	CompactRetain int64
