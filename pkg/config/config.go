@@ -124,7 +124,7 @@ type Store struct {
 	// Synchronous is SQLite's: full (default; every acknowledged write survives
 	// power loss) or normal (survives a crash of the process only).
 	Synchronous string
-	// Driver is kine-sqlite (default) or sqlite, our own engine.
+	// Driver is sqlite (default), our own engine, or kine-sqlite.
 	Driver string
 }
 

@@ -165,8 +165,8 @@ func Options() []Option {
 		{Name: "datastore-synchronous", Group: groupParts, Arg: "level", Default: "full", Choices: []string{"full", "normal"},
 			Help:  "what acknowledged writes survive: full, a power cut; normal, a crash of the process",
 			field: func(c *Config) any { return &c.Store.Synchronous }},
-		{Name: "datastore-driver", Group: groupParts, Arg: "name", Default: "kine-sqlite", Choices: []string{"kine-sqlite", "sqlite"},
-			Help:  "who keeps the objects in the SQLite file: kine, or Knarr's own engine (new), which takes kine's file over for good",
+		{Name: "datastore-driver", Group: groupParts, Arg: "name", Default: "sqlite", Choices: []string{"sqlite", "kine-sqlite"},
+			Help:  "who keeps the objects in the SQLite file: Knarr's engine, which takes a file of kine's over for good, or kine",
 			field: func(c *Config) any { return &c.Store.Driver }},
 
 		upstream("kube-apiserver", func(c *Config) any { return &c.ControlPlane.APIServerArgs }),

@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -35,9 +34,9 @@ type Config struct {
 	// Synchronous is full (default: an acknowledged write survives power loss) or
 	// normal (it survives the end of the process, but not that of the machine).
 	Synchronous string
-	// Driver is who keeps the objects in the file: kine-sqlite (default), or
-	// sqlite, the engine of this repository, which takes a file of kine's over. The
-	// way back is a backup.
+	// Driver is who keeps the objects in the file: sqlite (default), the engine of
+	// this repository, which takes a file of kine's over, or kine-sqlite. The way
+	// back is a backup.
 	Driver string
 	// CompactEvery is how often old revisions are forgotten, but for the last
 	// thousand. Default 5 minutes; if negative, never.
@@ -78,8 +77,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !slices.Contains([]string{"", "kine-sqlite", "sqlite"}, cfg.Driver) {
-		return nil, fmt.Errorf("datastore: driver is %q; it must be kine-sqlite or sqlite", cfg.Driver)
+	if cfg.Driver == "" {
+		cfg.Driver = "sqlite"
+	}
+	if cfg.Driver != "sqlite" && cfg.Driver != "kine-sqlite" {
+		return nil, fmt.Errorf("datastore: driver is %q; it must be sqlite or kine-sqlite", cfg.Driver)
 	}
 	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of datastore: %w", err)
@@ -185,6 +187,10 @@ func (s *Store) openDB(ctx context.Context, dsn string) error {
 	s.db.SetMaxIdleConns(idleConns)
 	var err error
 	if s.kept, err = s.db.Conn(ctx); err != nil {
+		return err
+	}
+	// A checkpoint that waits for readers has all writers wait.
+	if _, err := s.kept.ExecContext(ctx, "PRAGMA busy_timeout = 5"); err != nil {
 		return err
 	}
 	// Should the file be removed or replaced, no connection opens another one.

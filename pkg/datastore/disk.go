@@ -301,14 +301,24 @@ func (s *Store) shortenLog(c *connector) {
 	length, err := s.checkpoint(s.ctx, "PASSIVE")
 	switch {
 	case err == nil && length > hugeLog:
-		_, err = s.checkpoint(s.ctx, "TRUNCATE")
+		err = s.restartLog(c, "TRUNCATE")
 		s.extendLog(c, logRoom, 0)
 	case err == nil && length > longLog:
-		_, err = s.checkpoint(s.ctx, "RESTART")
+		err = s.restartLog(c, "RESTART")
 	}
 	if err != nil && s.ctx.Err() == nil && s.guard.trusted() == nil {
 		slog.Warn("bring the datastore's log into its file", "path", s.path, "err", err)
 	}
+}
+
+// restartLog has the log begin anew, unless somebody reads from it. Almost all of
+// it is in the file already. SQLite would wait for a moment without a writer, of
+// which there may be none for long.
+func (s *Store) restartLog(c *connector, mode string) error {
+	c.turn.Lock()
+	defer c.turn.Unlock()
+	_, err := s.checkpoint(s.ctx, mode)
+	return err
 }
 
 // extendLog writes zeros behind what the log has, which SQLite takes for the rest
@@ -346,7 +356,7 @@ func (c *connector) extend(f *os.File, zeros []byte, size int64) (bool, error) {
 
 // checkpoint reports the length of the log in pages. It begins anew with the next
 // write when all of it is in the file and nobody reads from it, which RESTART and
-// TRUNCATE wait for.
+// TRUNCATE wait for a few milliseconds.
 func (s *Store) checkpoint(ctx context.Context, mode string) (int, error) {
 	if err := s.guard.trusted(); err != nil {
 		return 0, err // what is on the disk is safe where it is

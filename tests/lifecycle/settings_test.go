@@ -26,7 +26,7 @@ esac
 
 func TestSettingsOfUsersAreHonoured(t *testing.T) {
 	n := harness.Prepare(t, harness.Options{
-		Args: []string{"--disable=dns", "--datastore-driver=sqlite", "--kube-scheduler-arg=config=/etc/knarr/scheduler.yaml", "--node-label=tier=edge", "--flannel-backend=host-gw", "--workqueue-metrics"},
+		Args: []string{"--disable=dns", "--datastore-driver=kine-sqlite", "--kube-scheduler-arg=config=/etc/knarr/scheduler.yaml", "--node-label=tier=edge", "--flannel-backend=host-gw", "--workqueue-metrics"},
 		// Nothing answers there: whoever of us uses it fails.
 		Env: []string{"HTTP_PROXY=http://127.0.0.1:9", "HTTPS_PROXY=http://127.0.0.1:9", "NO_PROXY=example.org"},
 		Files: map[string]string{

@@ -146,13 +146,17 @@ func (e *Engine) Get(ctx context.Context, key string, revision int64, keysOnly b
 
 // Count returns how many keys a range has.
 func (e *Engine) Count(ctx context.Context, key, end string, revision int64) (int64, int64, error) {
-	if revision == 0 && e.ctx.Err() == nil {
-		e.mu.RLock()
+	if e.ctx.Err() != nil {
+		return 0, 0, ErrClosed
+	}
+	e.mu.RLock()
+	if rev := e.rev; revision == 0 || revision == rev {
 		defer e.mu.RUnlock()
 		var n int64
 		e.ascend(key, end, func(item) bool { n++; return true })
-		return e.rev, n, nil
+		return rev, n, nil
 	}
+	e.mu.RUnlock()
 	s, err := e.look(ctx, key, end, 0, revision)
 	return s.rev, int64(len(s.items)), err
 }

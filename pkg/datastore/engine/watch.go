@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/k3s-io/kine/pkg/server"
 )
@@ -108,10 +109,16 @@ type watcher struct {
 	key, end string
 	woken    chan struct{} // full if there may be events
 
-	// The engine's mu guards these.
-	next    int64 // revision to go on with
-	since   int64 // revision at which it began: events up to there are found by looking
-	matched int64 // highest revision of an event for it, as far as is known
+	since int64 // revision at which it began: events up to there are found by looking
+	// next is the revision to go on with. Only the watch itself changes it, after
+	// matched: the highest revision of an event for it, as far as is known.
+	next, matched atomic.Int64
+}
+
+// match notes an event for the watch.
+func (w *watcher) match(rev int64) {
+	for was := w.matched.Load(); was < rev && !w.matched.CompareAndSwap(was, rev); was = w.matched.Load() {
+	}
 }
 
 func (w *watcher) wants(key string) bool { return within(key, w.key, w.end) }
@@ -135,7 +142,7 @@ type Watch struct {
 func (w *Watch) Behind(had int64) bool {
 	w.engine.mu.RLock()
 	defer w.engine.mu.RUnlock()
-	return w.next <= w.since || w.matched > had
+	return w.next.Load() <= w.since || w.matched.Load() > had
 }
 
 // Watch implements server.Backend; see Follow.
@@ -155,8 +162,8 @@ func (e *Engine) Follow(ctx context.Context, key, end string, revision int64) *W
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	f.CurrentRevision = e.rev
-	if w.next = revision; revision == 0 {
-		w.next = e.rev + 1
+	if w.next.Store(revision); revision == 0 {
+		w.next.Store(e.rev + 1)
 	} else if revision < e.compacted {
 		f.CompactRevision = e.compacted
 		close(events)
@@ -219,44 +226,34 @@ func (e *Engine) follow(ctx context.Context, w *watcher, to chan<- []*server.Eve
 
 // collect moves a watch on, and returns the events that it comes upon.
 func (e *Engine) collect(ctx context.Context, w *watcher) (found []*event, more bool, err error) {
-	e.mu.Lock()
-	if w.next < e.compacted {
-		e.mu.Unlock()
+	next := w.next.Load()
+	e.mu.RLock()
+	first, last := e.ring.first, e.rev
+	if next < e.compacted {
+		e.mu.RUnlock()
 		return nil, false, server.ErrCompacted
 	}
-	if w.next < e.ring.first {
-		last := min(w.next+historyAtOnce, e.ring.first) - 1
-		from := w.next
-		e.mu.Unlock()
-		found, err := e.history(ctx, w, from, last)
-		if err != nil {
-			return nil, false, err
-		}
-		e.mu.Lock()
-		defer e.mu.Unlock()
-		if from < e.compacted {
-			return nil, false, server.ErrCompacted
-		}
-		w.advance(last+1, found)
-		return found, true, nil
-	}
-	defer e.mu.Unlock()
-	next := w.next
-	for ; next <= e.rev && len(found) < sentAtOnce; next++ {
+	for from := next; from >= first && next <= last && len(found) < sentAtOnce; next++ {
 		if ev := e.ring.at(next); w.wants(ev.key) {
 			found = append(found, ev)
 		}
 	}
-	w.advance(next, found)
-	return found, next <= e.rev, nil
-}
-
-// advance moves on past what was found. The caller holds the engine's mu.
-func (w *watcher) advance(next int64, found []*event) {
-	w.next = next
-	if len(found) > 0 {
-		w.matched = max(w.matched, found[len(found)-1].rev)
+	e.mu.RUnlock()
+	if next < first {
+		until := min(next+historyAtOnce, first)
+		if found, err = e.history(ctx, w, next, until-1); err == nil {
+			err = e.still(next)
+		}
+		if err != nil {
+			return nil, false, err
+		}
+		next = until
 	}
+	if len(found) > 0 {
+		w.match(found[len(found)-1].rev)
+	}
+	w.next.Store(next)
+	return found, next <= last, nil
 }
 
 // history reads events from the file.

@@ -185,7 +185,7 @@ func (b *batch) publish() {
 		}
 		for w := range b.watchers {
 			if w.wants(ev.key) {
-				w.matched = ev.rev
+				w.match(ev.rev)
 				w.rouse()
 			}
 		}
