@@ -15,7 +15,7 @@ LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static \
 	-X $(p).gitVersion=$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitTreeState=clean \
 	-X $(p).gitCommit=$(COMMIT) -X $(p).buildDate=$(DATE))
 
-.PHONY: all build deps bundle images csi run test bench lint clean cross test-cross test-vm chaos cuts soak long
+.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak long
 all: build
 
 deps:
@@ -88,6 +88,10 @@ run: build images
 
 bench: build images
 	go run ./tests/bench --into BENCHMARKS.md $(ARGS)
+
+# The store alone, beside etcd and kine's driver: 20 minutes, and 4 GB of disk.
+bench-store: deps
+	go run ./tests/bench/store --into BENCHMARKS.md $(ARGS)
 
 lint: deps bundle
 	@test -z "$$(gofmt -l cmd pkg tests)" || { gofmt -l cmd pkg tests; echo 'run gofmt -w on these'; exit 1; }

@@ -62,7 +62,7 @@ func check(root, cell string) []string {
 		name := m[1]
 		top, _, _ := strings.Cut(name, "/")
 		switch {
-		case strings.HasPrefix(name, "Test"):
+		case strings.HasPrefix(name, "Test"), strings.HasPrefix(name, "Fuzz"):
 			if !hasTest(source, name) {
 				problems = append(problems, "no "+name+" in "+dir)
 			}
