@@ -68,11 +68,11 @@ func newStoreCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check [flags]",
 		Short: "Look for damage in the datastore",
-		Long: "Reads all of the datastore and looks for damage: in SQLite's structures, and, in\n" +
-			"a file of Knarr's own driver, for revisions that are missing and for an index\n" +
-			"that says otherwise than the log. A value that was changed in place it cannot\n" +
-			"tell from what was written. The exit code is 1 if there is any damage: restore a\n" +
-			"backup then.",
+		Long: "Reads all of the datastore and looks for damage: in SQLite's structures, and,\n" +
+			"in a file of Knarr's own driver, for revisions that are missing and for an\n" +
+			"index that says otherwise than the log. A value that was changed in place it\n" +
+			"cannot tell from what was written. The exit code is 1 if there is any damage:\n" +
+			"restore a backup then.",
 		Args: noArguments,
 	}
 	where := storeCommand(cmd)
@@ -106,8 +106,8 @@ func newStoreStats() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stats [flags]",
 		Short: "Show how large the datastore is, and what makes it so",
-		Long: "Shows the sizes of the datastore's file and log, how many keys and revisions are\n" +
-			"in it, and of which resources.",
+		Long: "Shows the sizes of the datastore's file and log, how many keys and revisions\n" +
+			"are in it, and of which resources.",
 		Args: noArguments,
 	}
 	where := storeCommand(cmd)
@@ -171,10 +171,11 @@ func newStoreDump() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "dump KEY [flags]",
 		Short: "Print objects as they are stored",
-		Long: "Prints the object under a key of the datastore as YAML, in the version that it is\n" +
-			"stored in. A key that ends with a slash stands for all that begin with it; one\n" +
-			"that does not begin with a slash begins with " + registry + ". The API server, its\n" +
-			"admission and its permissions are passed by: a Secret is shown as it is.",
+		Long: "Prints the object under a key of the datastore as YAML, in the version that it\n" +
+			"is stored in. A key that ends with a slash stands for all that begin with it;\n" +
+			"one that does not begin with a slash begins with " + registry + ". The API\n" +
+			"server, its admission and its permissions are passed by: a Secret is shown as\n" +
+			"it is.",
 		Example: "  # one object\n" +
 			"  sudo knarr store dump configmaps/default/app\n\n" +
 			"  # which Leases there are\n" +
@@ -259,10 +260,10 @@ func newStoreCompact() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "compact [flags]",
 		Short: "Forget history, and give the room in the file back",
-		Long: "Forgets all history of the datastore and gives the room in its file back to the\n" +
-			"file system. The server does the first by itself every five minutes, and uses the\n" +
-			"room anew: this is for a file that once was much larger than it need be. The\n" +
-			"server must not run, and the disk needs room for a copy meanwhile.",
+		Long: "Forgets all history of the datastore and gives the room in its file back to\n" +
+			"the file system. The server does the first by itself every five minutes, and\n" +
+			"uses the room anew: this is for a file that once was much larger than it need\n" +
+			"be. The server must not run, and the disk needs room for a copy meanwhile.",
 		Args: noArguments,
 	}
 	where := storeCommand(cmd)

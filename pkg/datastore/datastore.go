@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"time"
 
@@ -21,8 +22,15 @@ import (
 	"github.com/knarr-dev/knarr/pkg/datastore/engine"
 )
 
-// idleConns is how many connections are kept: kine needs up to fifteen.
-const idleConns = 20
+// A connection keeps up to 2 MiB of pages.
+const (
+	// kineConns is how many are kept for kine, which needs up to fifteen.
+	kineConns = 20
+	// engineReaders is how many read for our engine at a time, or as many as there
+	// are processors. They are kept while they are used.
+	engineReaders  = 4
+	engineIdleTime = time.Minute
+)
 
 // etcdVersion is the etcd release whose API the store answers with.
 const etcdVersion = "3.6.0"
@@ -168,6 +176,10 @@ func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) 
 		return nil, err
 	}
 	s.watched.tellsAll, s.watched.commitPages = true, 4
+	conns := 2 + max(engineReaders, runtime.GOMAXPROCS(0)) // one writes, one makes checkpoints
+	s.db.SetMaxOpenConns(conns)
+	s.db.SetMaxIdleConns(conns)
+	s.db.SetConnMaxIdleTime(engineIdleTime)
 	e, err := engine.New(ctx, s.db, engine.Config{CompactEvery: cfg.CompactEvery, Seed: cfg.Seed, Metrics: s.metrics.engine})
 	if err != nil {
 		return nil, err
@@ -184,7 +196,7 @@ func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) 
 func (s *Store) openDB(ctx context.Context, dsn string) error {
 	s.watched = newConnector(dsn, s.guard)
 	s.db = sql.OpenDB(s.watched)
-	s.db.SetMaxIdleConns(idleConns)
+	s.db.SetMaxIdleConns(kineConns)
 	var err error
 	if s.kept, err = s.db.Conn(ctx); err != nil {
 		return err

@@ -84,24 +84,9 @@ func (e *Engine) ascend(from, end string, yield func(item) bool) {
 // goBack undoes, in a snapshot of the present, what was done after a revision: the
 // first change of a key since then knows the one before.
 func (e *Engine) goBack(ctx context.Context, s *snapshot, from, end string, revision int64) error {
-	rows, err := e.db.QueryContext(ctx, "SELECT name, prev FROM log WHERE rev > ? AND rev <= ? ORDER BY rev", revision, s.rev)
+	before, err := e.changed(ctx, from, end, revision, s.rev)
 	if err != nil {
-		return fmt.Errorf("read the past: %w", err)
-	}
-	defer rows.Close()
-	before := map[string]int64{}
-	for rows.Next() {
-		var name string
-		var prev int64
-		if err := rows.Scan(&name, &prev); err != nil {
-			return fmt.Errorf("read the past: %w", err)
-		}
-		if _, known := before[name]; !known && within(name, from, end) {
-			before[name] = prev
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read the past: %w", err)
+		return err
 	}
 	s.items = slices.DeleteFunc(s.items, func(it item) bool {
 		_, changed := before[it.key]
@@ -123,6 +108,31 @@ func (e *Engine) goBack(ctx context.Context, s *snapshot, from, end string, revi
 	}
 	slices.SortFunc(s.items, func(a, b item) int { return cmp.Compare(a.key, b.key) })
 	return e.still(revision)
+}
+
+// changed returns the keys of a range that were changed after a revision and up to
+// another, and the revision that each had before.
+func (e *Engine) changed(ctx context.Context, from, end string, after, upTo int64) (map[string]int64, error) {
+	rows, err := e.db.QueryContext(ctx, "SELECT name, prev FROM log WHERE rev > ? AND rev <= ? ORDER BY rev", after, upTo)
+	if err != nil {
+		return nil, fmt.Errorf("read the past: %w", err)
+	}
+	defer rows.Close()
+	before := map[string]int64{}
+	for rows.Next() {
+		var name string
+		var prev int64
+		if err := rows.Scan(&name, &prev); err != nil {
+			return nil, fmt.Errorf("read the past: %w", err)
+		}
+		if _, known := before[name]; !known && within(name, from, end) {
+			before[name] = prev
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("read the past: %w", err)
+	}
+	return before, nil
 }
 
 // still fails if a revision was compacted meanwhile.
