@@ -217,7 +217,11 @@ spec:
               sail: {type: string, default: square}
 `, "GROUP", group))
 	t.Cleanup(func() { _, _ = s.KubectlErr("delete", "crd", "ships."+group, "--wait=false") })
-	s.Kubectl(t, "wait", "crd/ships."+group, "--for=condition=established", "--timeout=60s")
+	s.WaitFor(t, "the kind to be served", func(context.Context) (bool, error) {
+		// It gives up on one that has no conditions yet.
+		_, err := s.KubectlErr("wait", "crd/ships."+group, "--for=condition=established", "--timeout=10s")
+		return err == nil, err
+	})
 	s.apply(`
 apiVersion: ` + group + `/v1
 kind: Ship
