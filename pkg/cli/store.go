@@ -64,6 +64,23 @@ func storeCommand(cmd *cobra.Command) func() (*config.Config, string, error) {
 	}
 }
 
+// inspectStore has cmd open the store beside whoever writes to it, and do that.
+func inspectStore(cmd *cobra.Command, do func(i *datastore.Inspector, path string, args []string) error) {
+	where := storeCommand(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		_, path, err := where()
+		if err != nil {
+			return err
+		}
+		i, err := datastore.Inspect(cmd.Context(), path)
+		if err != nil {
+			return err
+		}
+		defer i.Close()
+		return do(i, path, args)
+	}
+}
+
 func newStoreCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check [flags]",
@@ -75,17 +92,7 @@ func newStoreCheck() *cobra.Command {
 			"restore a backup then.",
 		Args: noArguments,
 	}
-	where := storeCommand(cmd)
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		_, path, err := where()
-		if err != nil {
-			return err
-		}
-		i, err := datastore.Inspect(cmd.Context(), path)
-		if err != nil {
-			return err
-		}
-		defer i.Close()
+	inspectStore(cmd, func(i *datastore.Inspector, path string, _ []string) error {
 		faults, err := i.Check(cmd.Context())
 		if err != nil {
 			return err
@@ -98,7 +105,7 @@ func newStoreCheck() *cobra.Command {
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "%s is well\n", path)
 		return nil
-	}
+	})
 	return cmd
 }
 
@@ -110,24 +117,14 @@ func newStoreStats() *cobra.Command {
 			"are in it, and of which resources.",
 		Args: noArguments,
 	}
-	where := storeCommand(cmd)
 	output := outputFlag(cmd, []string{"table", "json"}, "table", "form of the output")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		_, path, err := where()
-		if err != nil {
-			return err
-		}
-		i, err := datastore.Inspect(cmd.Context(), path)
-		if err != nil {
-			return err
-		}
-		defer i.Close()
+	inspectStore(cmd, func(i *datastore.Inspector, _ string, _ []string) error {
 		s, err := i.Stats(cmd.Context())
 		if err != nil {
 			return err
 		}
 		return printStats(cmd.OutOrStdout(), s, *output)
-	}
+	})
 	return cmd
 }
 
@@ -182,18 +179,12 @@ func newStoreDump() *cobra.Command {
 			"  sudo knarr store dump leases/ --keys",
 		Args: cobra.ExactArgs(1),
 	}
-	where := storeCommand(cmd)
 	keysOnly := cmd.Flags().Bool("keys", false, "print the keys and their revisions only")
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		_, path, err := where()
+	inspectStore(cmd, func(i *datastore.Inspector, path string, args []string) error {
+		decoder, err := storedDecoder()
 		if err != nil {
 			return err
 		}
-		i, err := datastore.Inspect(cmd.Context(), path)
-		if err != nil {
-			return err
-		}
-		defer i.Close()
 		living, err := i.Living(cmd.Context())
 		if err != nil {
 			return err
@@ -216,7 +207,7 @@ func newStoreDump() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			text, err := describeStored(value)
+			text, err := describeStored(decoder, value)
 			if err != nil {
 				return fmt.Errorf("decode %s: %w", key, err)
 			}
@@ -226,12 +217,21 @@ func newStoreDump() *cobra.Command {
 			return fmt.Errorf("there is no key %s in %s: list keys with --keys and a key that ends with a slash", wanted, path)
 		}
 		return nil
-	}
+	})
 	return cmd
 }
 
+// storedDecoder knows the kinds that a cluster has from birth.
+func storedDecoder() (runtime.Decoder, error) {
+	all := runtime.NewScheme()
+	if err := errors.Join(scheme.AddToScheme(all), apiextensions.AddToScheme(all), apiregistration.AddToScheme(all)); err != nil {
+		return nil, fmt.Errorf("learn the kinds of objects: %w", err)
+	}
+	return serializer.NewCodecFactory(all).UniversalDeserializer(), nil
+}
+
 // describeStored writes a value of the API server's as YAML.
-func describeStored(value []byte) (string, error) {
+func describeStored(decoder runtime.Decoder, value []byte) (string, error) {
 	switch {
 	case bytes.HasPrefix(value, []byte("k8s:enc:")):
 		how, _, _ := strings.Cut(strings.TrimPrefix(string(value), "k8s:enc:"), ":")
@@ -239,11 +239,7 @@ func describeStored(value []byte) (string, error) {
 	case !bytes.HasPrefix(value, []byte("k8s\x00")) && !bytes.HasPrefix(value, []byte("{")):
 		return string(value) + "\n", nil
 	}
-	all := runtime.NewScheme()
-	if err := errors.Join(scheme.AddToScheme(all), apiextensions.AddToScheme(all), apiregistration.AddToScheme(all)); err != nil {
-		return "", err
-	}
-	object, kind, err := serializer.NewCodecFactory(all).UniversalDeserializer().Decode(value, nil, nil)
+	object, kind, err := decoder.Decode(value, nil, nil)
 	if (runtime.IsNotRegisteredError(err) || runtime.IsMissingKind(err)) && bytes.HasPrefix(value, []byte("{")) {
 		text, err := yaml.JSONToYAML(value) // of a custom resource, or the store's own
 		return string(text), err

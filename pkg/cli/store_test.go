@@ -19,6 +19,10 @@ func TestStoredValuesAreDescribedAsYAML(t *testing.T) {
 		}
 		return b.String()
 	}
+	decoder, err := storedDecoder()
+	if err != nil {
+		t.Fatal(err)
+	}
 	pod := &corev1.Pod{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"}, ObjectMeta: metav1.ObjectMeta{Name: "web"}}
 	for name, c := range map[string]struct{ stored, want, err string }{
 		"protobuf":        {stored: encode(pod), want: "kind: Pod\nmetadata:\n  name: web\n"},
@@ -29,7 +33,7 @@ func TestStoredValuesAreDescribedAsYAML(t *testing.T) {
 		"text":            {stored: "1234", want: "1234\n"},
 		"damaged":         {stored: encode(pod)[:9], err: "EOF"},
 	} {
-		got, err := describeStored([]byte(c.stored))
+		got, err := describeStored(decoder, []byte(c.stored))
 		if c.err == "" && (err != nil || !strings.Contains(got, c.want)) || c.err != "" && (err == nil || !strings.Contains(strings.ToLower(err.Error()), strings.ToLower(c.err))) {
 			t.Errorf("%s: %q, %v", name, got, err)
 		}

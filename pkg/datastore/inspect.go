@@ -52,9 +52,7 @@ func (i *Inspector) begin(ctx context.Context) error {
 	if i.tx, err = i.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true}); err != nil {
 		return err
 	}
-	var ours, theirs bool
-	err = i.tx.QueryRowContext(ctx, `SELECT EXISTS(SELECT 1 FROM sqlite_master WHERE name = 'log'), EXISTS(SELECT 1 FROM sqlite_master WHERE name = 'kine')`).
-		Scan(&ours, &theirs)
+	ours, theirs, err := whose(ctx, i.tx)
 	switch {
 	case err != nil:
 		return err
@@ -81,6 +79,13 @@ type Row struct {
 	// Size is the value's, in bytes.
 	Size    int64
 	Deleted bool
+}
+
+// settle makes the row the last one of its key.
+func (r Row) settle(living map[string]Row) {
+	if living[r.Key] = r; r.Deleted {
+		delete(living, r.Key)
+	}
 }
 
 // Each calls yield for every revision in the file, oldest first.
@@ -119,9 +124,7 @@ func (i *Inspector) each(ctx context.Context, query string, yield func(*sql.Rows
 func (i *Inspector) Living(ctx context.Context) (map[string]Row, error) {
 	living := map[string]Row{}
 	return living, i.Each(ctx, func(r Row) error {
-		if living[r.Key] = r; r.Deleted {
-			delete(living, r.Key)
-		}
+		r.settle(living)
 		return nil
 	})
 }
@@ -177,9 +180,7 @@ func (i *Inspector) Stats(ctx context.Context) (Stats, error) {
 	}
 	living := map[string]Row{}
 	err := i.Each(ctx, func(r Row) error {
-		if living[r.Key] = r; r.Deleted {
-			delete(living, r.Key)
-		}
+		r.settle(living)
 		of := s.Resources[resourceOf(r.Key)]
 		of.Revisions++
 		s.Resources[resourceOf(r.Key)] = of

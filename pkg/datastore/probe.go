@@ -65,14 +65,25 @@ func probe(ctx context.Context, path, driver string) error {
 // refuseOurs fails if our engine has taken the file over: kine would begin an
 // empty cluster beside it.
 func refuseOurs(ctx context.Context, db *sql.DB) error {
-	var ours int
-	if err := db.QueryRowContext(ctx, "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'log'").Scan(&ours); err != nil {
-		return fmt.Errorf("look for whose tables it has: %w", err)
+	ours, _, err := whose(ctx, db)
+	if err != nil {
+		return err
 	}
-	if ours > 0 {
+	if ours {
 		return advice("it was written with --datastore-driver=sqlite: start with that again, or restore a backup from before")
 	}
 	return nil
+}
+
+// whose tells which drivers' tables a file has.
+func whose(ctx context.Context, file interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}) (ours, theirs bool, err error) {
+	const has = "EXISTS(SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = "
+	if err := file.QueryRowContext(ctx, "SELECT "+has+"'log'), "+has+"'kine')").Scan(&ours, &theirs); err != nil {
+		return false, false, fmt.Errorf("look for whose tables it has: %w", err)
+	}
+	return ours, theirs, nil
 }
 
 // probeLog refuses a store of which only the log is left: SQLite would make a new
