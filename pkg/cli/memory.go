@@ -69,7 +69,7 @@ func useHugePages(size int64) pages {
 
 // advise tells the kernel how to treat p. One that does not know how says so,
 // and treats it as any memory.
-func (p pages) advise(how uintptr) { _, _, _ = unix.Syscall(unix.SYS_MADVISE, p.from, p.size, how) }
+func (p pages) advise(how uintptr) { _ = advise(p.from, p.from+p.size, how) }
 
 // heap is a memory limit that follows the live heap: a cluster with many
 // objects would otherwise do nothing but collect.
@@ -96,7 +96,8 @@ func (h *heap) watch() {
 	})
 }
 
-// settle makes memory dearer than time, once the cluster is ready.
+// settle makes memory dearer than time, once the cluster is ready. What is free
+// stays with the process until shrink: the first pods would only ask for it anew.
 func (h *heap) settle() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -106,13 +107,13 @@ func (h *heap) settle() {
 	h.settled = true
 	debug.SetGCPercent(idleGCPercent)
 	debug.SetMemoryLimit(math.MaxInt64)
-	debug.FreeOSMemory()
+	// As long as the advice stands, the kernel makes huge pages of what
+	// collections have left full of holes (khugepaged: 16 MiB in ten seconds).
+	h.huge.advise(unix.MADV_NOHUGEPAGE)
 }
 
 // shrink gives back to the machine what only the start needed.
 func (h *heap) shrink(log *slog.Logger) {
-	// Or the kernel would fill up the holes that collections leave.
-	h.huge.advise(unix.MADV_NOHUGEPAGE)
 	debug.FreeOSMemory()
 	// A huge page with holes is kept whole until the kernel splits it; it does
 	// for pages that are said to be cold.

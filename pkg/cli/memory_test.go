@@ -8,8 +8,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
-
-	"golang.org/x/sys/unix"
 )
 
 func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
@@ -35,12 +33,14 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 }
 
 func TestTheHeapOfTheStartIsMadeOfHugePages(t *testing.T) {
-	p := useHugePages(16 << 20)
-	if got := smapsFlags(t, p.from); !strings.Contains(got, " hg") {
+	h := &heap{huge: useHugePages(16 << 20)}
+	if got := smapsFlags(t, h.huge.from); !strings.Contains(got, " hg") {
 		t.Skipf("this kernel has no huge pages (flags %q)", got)
 	}
-	p.advise(unix.MADV_NOHUGEPAGE)
-	if got := smapsFlags(t, p.from); !strings.Contains(got, " nh") {
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
+	defer debug.SetGCPercent(debug.SetGCPercent(100))
+	h.settle()
+	if got := smapsFlags(t, h.huge.from); !strings.Contains(got, " nh") {
 		t.Errorf("afterwards huge pages may still be made (flags %q)", got)
 	}
 }

@@ -45,10 +45,31 @@ func dropText() error {
 		}
 		// Anonymous counts the pages that are no longer the file's.
 		if ours && fields[0] == "Anonymous:" && fields[1] == "0" {
-			if _, _, errno := unix.Syscall(unix.SYS_MADVISE, uintptr(start), uintptr(end-start), unix.MADV_DONTNEED); errno != 0 {
-				return fmt.Errorf("give back pages of the executable: %w", errno)
+			splitFolios(uintptr(start), uintptr(end))
+			if err := advise(uintptr(start), uintptr(end), unix.MADV_DONTNEED); err != nil {
+				return fmt.Errorf("give back pages of the executable: %w", err)
 			}
 		}
 	}
 	return lines.Err()
+}
+
+// splitFolios has the kernel keep a file in the page cache by single pages, so
+// that a fault brings back the 64 KiB around it and no more. A file that was
+// read from its beginning to its end lies there by 2 MiB, and each fault maps
+// as much: within seconds all of it would be back. The kernel splits what is
+// said to be cold only in part (madvise_cold_or_pageout_pte_range in
+// mm/madvise.c); one that does not leaves all as it is.
+func splitFolios(start, end uintptr) {
+	const page, faultAround = 4 << 10, 64 << 10
+	for at := start; at+page <= end; at += faultAround {
+		_ = advise(at, at+page, unix.MADV_COLD)
+	}
+}
+
+func advise(start, end uintptr, how uintptr) error {
+	if _, _, errno := unix.Syscall(unix.SYS_MADVISE, start, end-start, how); errno != 0 {
+		return errno
+	}
+	return nil
 }
