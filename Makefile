@@ -80,7 +80,7 @@ test-vm: build images
 
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
-RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./tests/chaos/record ./tests/chaos/flakydisk
+RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./tests/chaos/record ./tests/chaos/flakydisk
 
 # ARGS=--once ends by itself.
 run: build images
@@ -101,8 +101,8 @@ lint: deps bundle
 
 test: build images csi
 	go test -race $(RACE)
-	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$')
-	$(STEADY) --packages './tests/e2e ./tests/lifecycle' -- -timeout 40m
+	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$')
+	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster' -- -timeout 40m
 
 # Real nodes with hundreds of pods on two busy cores: what fails is tried once
 # more by itself, and shown; it has to pass then.

@@ -18,5 +18,5 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(cli.Execute(ctx, cli.Builtin(), cli.Dispatch(os.Args)))
+	os.Exit(cli.Execute(ctx, cli.Builtin(), cli.Dispatch(cli.Arguments())))
 }

@@ -20,13 +20,15 @@ import (
 	"github.com/knarr-dev/knarr/pkg/addons/dns"
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/part"
-	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
 // Addons is the part.
 type Addons struct {
+	// ControlPlane is set on a machine that has a control plane, which writes the
+	// add-ons' objects.
+	ControlPlane bool
 	// DNSSockets are where cluster DNS answers. They belong to the caller, who
-	// may hand them to the process that follows; nil leaves DNS out.
+	// may hand them to the process that follows; nil where this machine is no node.
 	DNSSockets *dns.Sockets
 }
 
@@ -35,44 +37,50 @@ var _ part.Part = Addons{}
 // Components implements part.Part.
 func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 	c := env.Config
+	if slices.Contains(c.Disable, "dns") {
+		return nil, nil
+	}
+	granted := make(chan struct{})
+	cfg := dns.Config{
+		REST:       func() (*rest.Config, error) { return env.RESTConfig(part.DNS), nil },
+		APIReady:   granted,
+		ClusterIP:  c.Network.ClusterDNS,
+		Domain:     c.Network.ClusterDomain,
+		CIDRs:      []netip.Prefix{c.Network.ServiceCIDR, c.Network.ClusterCIDR},
+		ResolvConf: c.Node.ResolvConf,
+		Sockets:    a.DNSSockets,
+		Log:        env.Log,
+	}
 	var specs []component.Spec
-	if a.DNSSockets != nil && !slices.Contains(c.Disable, "dns") {
-		granted := make(chan struct{})
-		cfg := dns.Config{
-			REST: func() (*rest.Config, error) {
-				return env.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.DNS }), nil
-			},
-			APIReady:   granted,
-			ClusterIP:  c.Network.ClusterDNS,
-			Domain:     c.Network.ClusterDomain,
-			CIDRs:      []netip.Prefix{c.Network.ServiceCIDR, c.Network.ClusterCIDR},
-			ResolvConf: c.Node.ResolvConf,
-			Sockets:    a.DNSSockets,
-			Log:        env.Log,
-		}
-		d, err := dns.New(cfg)
-		if err != nil {
-			return nil, err
-		}
+	if a.ControlPlane {
 		roles := dns.Objects(cfg)
 		services := slices.DeleteFunc(slices.Clone(roles), func(o runtime.Object) bool { return !isService(o) })
 		roles = slices.DeleteFunc(roles, isService)
 		specs = append(specs,
-			// Pods go on asking while the others stop.
-			component.Spec{Component: d, Class: component.Retried, Last: true},
-			component.Spec{Component: component.Func("dns-rules", []string{"bundle"}, func(ctx context.Context, ready chan<- struct{}) error {
-				if err := dns.ApplyRules(ctx, c.Network.ClusterDNS); err != nil {
-					return err
-				}
-				close(ready)
-				<-ctx.Done()
-				return nil
-			}), Class: component.Retried},
 			// Addresses of Services are given a little later than roles.
-			component.Spec{Component: component.Func("dns-roles", []string{"apiserver-tls"}, applier(env, roles, granted)), Class: component.Retried},
-			component.Spec{Component: component.Func("dns-service", []string{"apiserver"}, applier(env, services, nil)), Class: component.Retried})
+			component.Spec{Component: component.Func("dns-roles", []string{env.Answering}, applier(env, roles, granted)), Class: component.Retried},
+			component.Spec{Component: component.Func("dns-service", []string{env.Serving}, applier(env, services, nil)), Class: component.Retried})
+	} else {
+		close(granted) // every node has the role
 	}
-	return specs, nil
+	if a.DNSSockets == nil {
+		return specs, nil
+	}
+	d, err := dns.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return append(specs,
+		// Pods go on asking while the others stop.
+		component.Spec{Component: d, Class: component.Retried, Last: true},
+		component.Spec{Component: component.Func("dns-rules", []string{"bundle"}, func(ctx context.Context, ready chan<- struct{}) error {
+			if err := dns.ApplyRules(ctx, c.Network.ClusterDNS); err != nil {
+				return err
+			}
+			close(ready)
+			<-ctx.Done()
+			return nil
+		}), Class: component.Retried}), nil
 }
 
 func isService(o runtime.Object) bool {

@@ -24,6 +24,7 @@ func Builtin() *cobra.Command {
 	v := version.Get()
 	return New(Commands{
 		Server:   runServer,
+		Agent:    runServer,
 		Check:    checkMachine,
 		Kubectl:  kubectl,
 		Ctr:      ctr,

@@ -115,10 +115,14 @@ func checkMachine(c *config.Config) host.Report {
 	if c.Node.ContainerRuntimeEndpoint != "" {
 		snapshotter = ""
 	}
+	serverDir := c.ServerDir()
+	if c.Agent {
+		serverDir = ""
+	}
 	return host.Preflight(host.Config{
-		DataDir: c.DataDir, RunDir: c.RunDir, ServerDir: c.ServerDir(),
-		ClusterCIDR:      []netip.Prefix{c.Network.ClusterCIDR},
-		ServiceCIDR:      []netip.Prefix{c.Network.ServiceCIDR},
+		DataDir: c.DataDir, RunDir: c.RunDir, ServerDir: serverDir,
+		ClusterCIDR:      known(c.Network.ClusterCIDR),
+		ServiceCIDR:      known(c.Network.ServiceCIDR),
 		ClusterDNS:       c.Network.ClusterDNS,
 		NodeIPs:          c.Node.IPs,
 		DisableAgent:     c.DisableAgent,
@@ -134,22 +138,37 @@ func checkMachine(c *config.Config) host.Report {
 	})
 }
 
-// listeners are the ports that a server takes, apart from those that the kernel
+// known leaves out a range that an agent has not been told yet.
+func known(p netip.Prefix) []netip.Prefix {
+	if !p.IsValid() {
+		return nil
+	}
+	return []netip.Prefix{p}
+}
+
+// listeners are the ports that a server or an agent takes, apart from those that the kernel
 // chooses and those of NodePorts.
 func listeners(c *config.Config) []host.Listener {
-	all := []host.Listener{{
+	front := host.Listener{
 		Use: "the API server", Network: "tcp", Addr: netip.AddrPortFrom(c.API.BindAddress, uint16(c.API.Port)),
 		Do: "choose another --https-listen-port",
-	}}
+	}
+	if c.Agent {
+		front = host.Listener{
+			Use: "the way to the API servers", Network: "tcp", Addr: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(c.LoadBalancerPort)),
+			Do: "choose another --lb-server-port",
+		}
+	}
+	all := []host.Listener{front}
 	if c.DisableAgent {
 		return all
 	}
-	everywhere := c.API.BindAddress
-	if !everywhere.IsUnspecified() {
-		everywhere = netip.IPv4Unspecified()
-		if c.Network.ClusterCIDR.Addr().Is6() {
-			everywhere = netip.IPv6Unspecified()
-		}
+	everywhere := netip.IPv4Unspecified()
+	if c.Network.ClusterCIDR.Addr().Is6() {
+		everywhere = netip.IPv6Unspecified()
+	}
+	if c.API.BindAddress.IsUnspecified() {
+		everywhere = c.API.BindAddress
 	}
 	// Upstream's kubelet ends the process where it can't listen.
 	kubelet := host.Listener{Use: "the kubelet", Network: "tcp", Addr: netip.AddrPortFrom(everywhere, 10250), Needed: true, Do: "choose another with --kubelet-arg=port="}
@@ -168,7 +187,7 @@ func listeners(c *config.Config) []host.Listener {
 		// Where all of flannel's nodes expect each other.
 		all = append(all, host.Listener{Use: "flannel", Network: "udp", Addr: netip.AddrPortFrom(everywhere, 8472), Do: "use --flannel-backend=host-gw"})
 	}
-	if servesDNS(c) {
+	if servesDNS(c) && c.Network.ClusterDNS.IsValid() {
 		for _, network := range []string{"udp", "tcp"} {
 			all = append(all, host.Listener{Use: "cluster DNS", Network: network, Addr: netip.AddrPortFrom(c.Network.ClusterDNS, 53), Needed: true,
 				Do: "restrict it to its own addresses (dnsmasq: bind-interfaces), or give --disable=dns"})

@@ -27,6 +27,9 @@ const (
 	// ExitUsage means that the command line or the configuration is wrong, so
 	// that trying again without a change is of no use.
 	ExitUsage = 2
+	// ExitNotMember means that an agent's node was deleted from its cluster: a
+	// service manager should not start it again (RestartPreventExitStatus=3).
+	ExitNotMember = 3
 )
 
 // Commands are the functions behind the command line. A command whose function
@@ -34,6 +37,8 @@ const (
 type Commands struct {
 	// Server runs until ctx ends. The Config is complete and checked.
 	Server func(ctx context.Context, cfg *config.Config) error
+	// Agent does so for an agent's Config.
+	Agent func(ctx context.Context, cfg *config.Config) error
 	// Check looks whether the machine can run a server of that Config.
 	Check func(cfg *config.Config) host.Report
 	// Kubectl, Ctr and Crictl get everything that follows their name. An error
@@ -77,10 +82,13 @@ func New(c Commands) *cobra.Command {
 	if c.Server != nil {
 		root.AddCommand(newServer(c))
 	}
+	if c.Agent != nil {
+		root.AddCommand(newAgent(c))
+	}
 	if c.Check != nil {
 		root.AddCommand(newCheck(c))
 	}
-	root.AddCommand(newStatus(), newStore(), newVersion(c.Version), newCompletion())
+	root.AddCommand(newStatus(), newStore(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
 	if len(c.Internal) > 0 {
 		internal := &cobra.Command{Use: "internal", Short: "What Knarr calls itself with", Hidden: true}
@@ -128,6 +136,9 @@ func Execute(ctx context.Context, root *cobra.Command, args []string) int {
 		return ExitFailed // a signal ended it
 	}
 	printError(root.ErrOrStderr(), err)
+	if exit, ok := errors.AsType[*exitError](err); ok {
+		return exit.code
+	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return ExitUsage
 	}
@@ -142,6 +153,14 @@ func printError(w io.Writer, err error) {
 		fmt.Fprintln(w, "knarr:", strings.TrimRight(line, "\n"))
 	}
 }
+
+// exitError ends the process with a code of its own.
+type exitError struct {
+	error
+	code int
+}
+
+func (e *exitError) Unwrap() error { return e.error }
 
 // usageError is a mistake on the command line or in the configuration.
 type usageError struct{ err error }

@@ -29,6 +29,7 @@ func knarr() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	root := cli.New(cli.Commands{
 		Server:  server,
+		Agent:   agent,
 		Check:   check,
 		Kubectl: tool("kubectl"),
 		Ctr:     tool("ctr"),
@@ -44,7 +45,7 @@ func knarr() {
 			}
 		},
 	})
-	code := cli.Execute(ctx, root, cli.Dispatch(os.Args))
+	code := cli.Execute(ctx, root, cli.Dispatch(cli.Arguments()))
 	stop()
 	os.Exit(code)
 }
@@ -73,6 +74,21 @@ func server(ctx context.Context, cfg *config.Config) error {
 		}
 	}()
 	return s.Run(ctx, ready)
+}
+
+// agent prints its configuration, and what ps shows of its arguments.
+func agent(_ context.Context, cfg *config.Config) error {
+	for _, o := range config.AgentOptions() {
+		if !o.Secret {
+			fmt.Printf("%s: %s\n", o.Name, strings.Join(o.Values(cfg), " | "))
+		}
+	}
+	shown, err := os.ReadFile("/proc/self/cmdline")
+	if err != nil {
+		return err
+	}
+	fmt.Printf("a token of %d letters\nps: %s\n", len(cfg.Token), strings.ReplaceAll(string(shown), "\x00", " "))
+	return nil
 }
 
 // check finds what the name of the data dir says.

@@ -26,8 +26,12 @@ import (
 	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/dial"
+	"github.com/knarr-dev/knarr/pkg/edge"
 	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/idle"
+	"github.com/knarr-dev/knarr/pkg/join"
+	"github.com/knarr-dev/knarr/pkg/loadbalancer"
 	"github.com/knarr-dev/knarr/pkg/logs"
 	"github.com/knarr-dev/knarr/pkg/node"
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
@@ -45,13 +49,18 @@ const (
 	inheritedFDs = "_KNARR_DNS_FDS"
 )
 
-// server is one run of `knarr server`.
+// server is one run of `knarr server` or `knarr agent`.
 type server struct {
 	cfg      *config.Config
+	identity *join.Identity             // an agent's
+	servers  *loadbalancer.LoadBalancer // an agent's
+	dial     dial.Func                  // reaches an agent's servers
+	kept     *edge.Store                // what an agent lives by without them
 	log      *slog.Logger
 	out      io.Writer
 	notifier *sdnotify.Notifier
 	facts    host.Facts
+	warned   []string // what preflight has told already
 	ledger   *host.Ledger
 	sockets  *dns.Sockets
 }
@@ -63,6 +72,10 @@ func runServer(ctx context.Context, cfg *config.Config) error {
 	environ := slices.DeleteFunc(os.Environ(), func(e string) bool {
 		return strings.HasPrefix(e, inheritedFDs+"=") || strings.HasPrefix(e, "LISTEN_")
 	})
+	// Programs that this one starts inherit its variables.
+	if err := os.Unsetenv(tokenVariable); err != nil {
+		return fmt.Errorf("hide the token: %w", err)
+	}
 	s := &server{cfg: cfg, out: os.Stderr}
 	s.log = logs.Setup(s.out, logs.Options{Debug: cfg.Log.Debug, JSON: cfg.Log.Format == "json"})
 	// Both are taken out of the environment before any upstream part looks.
@@ -77,6 +90,12 @@ func runServer(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	defer lock.Close()
+	if cfg.Agent {
+		if err := s.join(ctx); err != nil {
+			return err
+		}
+		defer s.keep()
+	}
 	if err := s.prepare(); err != nil {
 		return err
 	}
@@ -87,6 +106,9 @@ func runServer(ctx context.Context, cfg *config.Config) error {
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)
 	restart, err := s.run(ctx, hup)
+	if errors.Is(err, cluster.ErrNotMember) {
+		return s.forget(err)
+	}
 	if err != nil || !restart {
 		return err
 	}
@@ -97,7 +119,10 @@ func runServer(ctx context.Context, cfg *config.Config) error {
 func (s *server) preflight() error {
 	report := checkMachine(s.cfg)
 	for _, w := range report.Of(host.Warning) {
-		s.log.Warn(w.String())
+		if text := w.String(); !slices.Contains(s.warned, text) {
+			s.log.Warn(text)
+			s.warned = append(s.warned, text)
+		}
 	}
 	if report.Snapshotter != "" {
 		s.cfg.Node.Snapshotter = report.Snapshotter
@@ -112,7 +137,11 @@ func (s *server) prepare() error {
 	if s.facts, err = host.Detect(); err != nil {
 		return err
 	}
-	for _, dir := range []string{c.ServerDir(), c.AgentDir(), c.RunDir} {
+	dirs := []string{c.AgentDir(), c.RunDir}
+	if !c.Agent {
+		dirs = append(dirs, c.ServerDir())
+	}
+	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("create folder: %w", err)
 		}
@@ -122,8 +151,10 @@ func (s *server) prepare() error {
 	if err := os.Chmod(c.RunDir, 0o711); err != nil {
 		return fmt.Errorf("open folder: %w", err)
 	}
-	if err := host.RecordStoreVersion(c.ServerDir(), version.Kubernetes); err != nil {
-		return err
+	if !c.Agent {
+		if err := host.RecordStoreVersion(c.ServerDir(), version.Kubernetes); err != nil {
+			return err
+		}
 	}
 	proxy, err := config.ProxyEnv(os.Environ(), c)
 	if err != nil {
@@ -192,16 +223,32 @@ func (s *server) listenDNS(ctx context.Context, files []*os.File) error {
 	return s.notifier.StoreFDs(dnsFDs, kept...)
 }
 
-// run runs the cluster until ctx ends, it fails, or hup asks for a restart.
-func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, err error) {
+// instance is a cluster or an agent.
+type instance interface {
+	Start(context.Context) error
+	Ready() <-chan struct{}
+	Err() <-chan error
+	Close()
+	Status() status.Report
+}
+
+func (s *server) instance() (instance, error) {
 	parts, err := s.parts()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if !s.cfg.Log.WorkqueueMetrics {
 		idle.Queues()
 	}
-	c, err := cluster.New(cluster.Config{Config: s.cfg, Parts: parts, Log: s.log})
+	if s.cfg.Agent {
+		return cluster.NewAgent(cluster.AgentConfig{Config: s.cfg, Identity: s.identity, Servers: s.servers, Dial: s.dial, Kept: s.kept, Parts: parts, Log: s.log})
+	}
+	return cluster.New(cluster.Config{Config: s.cfg, Parts: parts, Log: s.log})
+}
+
+// run runs until ctx ends, something fails, or hup asks for a restart.
+func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, err error) {
+	c, err := s.instance()
 	if err != nil {
 		return false, err
 	}
@@ -245,8 +292,9 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 }
 
 func (s *server) parts() ([]part.Part, error) {
+	addOns := addons.Addons{ControlPlane: !s.cfg.Agent, DNSSockets: s.sockets}
 	if s.cfg.DisableAgent {
-		return nil, nil
+		return []part.Part{addOns}, nil
 	}
 	archive, err := bundle.Embedded()
 	if err != nil {
@@ -262,14 +310,17 @@ func (s *server) parts() ([]part.Part, error) {
 		}})
 	}
 	return []part.Part{
-		&node.Node{Bundle: archive, Facts: s.facts, SetSysctls: s.ledger.SetSysctls, NewCluster: errors.Is(err, fs.ErrNotExist), Tables: tables},
-		addons.Addons{DNSSockets: s.sockets},
+		&node.Node{
+			Bundle: archive, Facts: s.facts, SetSysctls: s.ledger.SetSysctls, Tables: tables,
+			ControlPlane: !s.cfg.Agent, NewCluster: !s.cfg.Agent && errors.Is(err, fs.ErrNotExist),
+		},
+		addOns,
 	}, nil
 }
 
 // announce tells whoever waits when the cluster is ready, and keeps systemd's
 // status line true.
-func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
+func (s *server) announce(ctx context.Context, c instance) {
 	notify := func(text string) {
 		if err := s.notifier.Status(text); err != nil {
 			s.log.Debug("notify", "err", err)
@@ -286,7 +337,13 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 	if s.cfg.Log.Timings {
 		s.timings(c)
 	}
-	s.log.Info("ready", "after", time.Since(c.Status().StartedAt).Round(time.Millisecond), "version", version.Kubernetes, "kubeconfig", s.cfg.Kubeconfig.Path)
+	about := []any{"after", time.Since(c.Status().StartedAt).Round(time.Millisecond), "version", version.Kubernetes}
+	if s.cfg.Agent {
+		about = append(about, "node", s.cfg.Node.Name)
+	} else {
+		about = append(about, "kubeconfig", s.cfg.Kubeconfig.Path)
+	}
+	s.log.Info("ready", about...)
 	if err := s.notifier.Ready(); err != nil {
 		s.log.Warn("tell systemd that the cluster is ready", "err", err)
 	}
@@ -300,7 +357,7 @@ func (s *server) announce(ctx context.Context, c *cluster.Cluster) {
 }
 
 // timings prints when each component was ready.
-func (s *server) timings(c *cluster.Cluster) {
+func (s *server) timings(c instance) {
 	all := c.Status().Components
 	slices.SortStableFunc(all, func(a, b component.Status) int { return int(a.ReadyAfter.Duration - b.ReadyAfter.Duration) })
 	for _, st := range all {
@@ -313,6 +370,9 @@ func (s *server) exec(environ []string) error {
 	path, err := exec.LookPath(os.Args[0])
 	if err != nil {
 		return fmt.Errorf("restart: find executable: %w", err)
+	}
+	if s.kept != nil {
+		s.keep() // nothing deferred is done any more
 	}
 	if s.sockets != nil {
 		files, err := s.sockets.Files()
@@ -329,7 +389,11 @@ func (s *server) exec(environ []string) error {
 		environ = append(environ, inheritedFDs+"="+strings.Join(fds, ","))
 	}
 	s.log.Info("restarting", "executable", path)
-	if err := unix.Exec(path, os.Args, environ); err != nil {
+	args := append(os.Args[:1:1], withoutToken(os.Args[1:])...)
+	if s.cfg.Token != "" && s.cfg.TokenFile == "" {
+		environ = append(slices.DeleteFunc(environ, func(e string) bool { return strings.HasPrefix(e, tokenVariable+"=") }), tokenVariable+"="+s.cfg.Token)
+	}
+	if err := unix.Exec(path, args, environ); err != nil {
 		return fmt.Errorf("restart %s: %w", path, err)
 	}
 	return nil

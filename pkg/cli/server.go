@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -33,16 +34,21 @@ func newServer(c Commands) *cobra.Command {
 	cmd.Flags().SortFlags = false
 	given := bindOptions(cmd, config.Options())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, warnings, err := config.Load(config.Sources{Flags: *given, Environ: os.Environ()})
-		for _, w := range warnings {
-			fmt.Fprintln(cmd.ErrOrStderr(), "knarr: warning:", w)
-		}
-		// What could be read is checked even if something could not, so that
-		// all mistakes are told at once.
-		if err := errors.Join(err, cfg.Complete(c.Host())); err != nil {
-			return &usageError{err}
-		}
-		return c.Server(cmd.Context(), cfg)
+		return serve(cmd, c, config.Sources{Flags: *given, Environ: os.Environ()}, c.Server)
 	}
 	return cmd
+}
+
+// serve reads the configuration and runs a server or an agent of it.
+func serve(cmd *cobra.Command, c Commands, src config.Sources, run func(context.Context, *config.Config) error) error {
+	cfg, warnings, err := config.Load(src)
+	for _, w := range warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "knarr: warning:", w)
+	}
+	// What could be read is checked even if something could not, so that
+	// all mistakes are told at once.
+	if err := errors.Join(err, cfg.Complete(c.Host())); err != nil {
+		return &usageError{err}
+	}
+	return run(cmd.Context(), cfg)
 }

@@ -1,5 +1,6 @@
 // Package cluster is Knarr as a Go API: a control plane in this process and,
-// when it is given one, a node and add-ons beside it.
+// when it is given one, a node and add-ons beside it; or an agent, which is a
+// node of a cluster whose control plane is elsewhere.
 //
 // The package itself links no container runtime: whoever wants a node hands it
 // in, as pkg/cli does with pkg/node and pkg/addons.
@@ -7,11 +8,11 @@ package cluster
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 
 	"k8s.io/client-go/rest"
 
@@ -20,8 +21,6 @@ import (
 	"github.com/knarr-dev/knarr/pkg/controlplane"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
-	"github.com/knarr-dev/knarr/pkg/status"
-	"github.com/knarr-dev/knarr/pkg/version"
 )
 
 // Config is a cluster's configuration and its parts.
@@ -36,13 +35,11 @@ type Config struct {
 
 // Cluster is a control plane with its parts.
 type Cluster struct {
+	*process
 	cfg   Config
 	env   *part.Env
-	group *component.Group
-
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    chan error
+	host  string
+	certs atomic.Pointer[pki.PKI]
 }
 
 // New checks how the parts fit together. Nothing starts, nothing is changed.
@@ -50,15 +47,17 @@ func New(cfg Config) (*Cluster, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Cluster{cfg: cfg, done: make(chan struct{}), err: make(chan error, 1)}
-	c.env = &part.Env{Config: cfg.Config, Log: cfg.Log}
+	c := &Cluster{cfg: cfg}
+	c.env = &part.Env{Config: cfg.Config, Log: cfg.Log, Answering: "apiserver-tls", Serving: "apiserver"}
 	cp := controlplane.Config{
 		Config: cfg.Config,
-		PKI:    c.env.PKI,
+		PKI:    c.pki,
 		Dir:    filepath.Join(cfg.Config.ServerDir(), "run"),
 		CSI:    &c.env.CSI,
 	}
-	c.env.Host = cp.Host()
+	c.host = cp.Host()
+	members := c.membership()
+	cp.Admit = members.Handler
 
 	api := controlplane.NewAPIServer(cp, cfg.Log)
 	specs := []component.Spec{
@@ -68,6 +67,9 @@ func New(cfg Config) (*Cluster, error) {
 		{Component: api.Answering(), Class: component.Retried},
 		{Component: controlplane.NewControllerManager(cp), Class: component.Retried},
 		{Component: controlplane.NewScheduler(cp), Class: component.Retried},
+		{Component: members, Class: component.Retried},
+		{Component: component.Func("cluster-info", []string{"apiserver"}, c.publish), Class: component.Retried},
+		{Component: component.Func("node-token", []string{"apiserver"}, c.keepNodeToken), Class: component.Retried},
 	}
 	for _, p := range cfg.Parts {
 		s, err := p.Components(c.env)
@@ -76,61 +78,37 @@ func New(cfg Config) (*Cluster, error) {
 		}
 		specs = append(specs, s...)
 	}
-	var err error
-	if c.group, err = component.NewGroup(cfg.Log, specs...); err != nil {
+	group, err := component.NewGroup(cfg.Log, specs...)
+	if err != nil {
 		return nil, fmt.Errorf("put the cluster together: %w", err)
 	}
-	c.env.SetGroup(c.group)
+	c.env.SetGroup(group)
+	c.process = newProcess(group, func() error {
+		if err := os.MkdirAll(filepath.Join(cfg.Config.ServerDir(), "run"), 0o700); err != nil {
+			return fmt.Errorf("create data dir (--data-dir): %w", err)
+		}
+		return nil
+	})
 	return c, nil
 }
 
-// Start begins to start everything and returns. A cluster starts once.
-func (c *Cluster) Start(ctx context.Context) error {
-	if c.cancel != nil {
-		return errors.New("start cluster: it was started before")
-	}
-	if err := version.Apply(); err != nil {
-		return fmt.Errorf("set version of Kubernetes: %w", err)
-	}
-	if err := os.MkdirAll(filepath.Join(c.cfg.Config.ServerDir(), "run"), 0o700); err != nil {
-		return fmt.Errorf("create data dir (--data-dir): %w", err)
-	}
-	ctx, c.cancel = context.WithCancel(ctx)
-	go func() {
-		defer close(c.done)
-		if err := c.group.Run(ctx); err != nil {
-			c.err <- err
-		}
-		close(c.err)
-	}()
-	return nil
-}
-
-// Ready is closed when every component that is not optional has been ready.
-func (c *Cluster) Ready() <-chan struct{} { return c.group.AllReady() }
-
-// Err tells why the cluster stopped, and is closed when it has.
-func (c *Cluster) Err() <-chan error { return c.err }
-
-// Close stops everything and waits. It may be called twice, and before Start.
-func (c *Cluster) Close() {
-	if c.cancel == nil {
-		return
-	}
-	c.cancel()
-	<-c.done
-}
-
-// Status tells the state of every component.
-func (c *Cluster) Status() status.Report { return status.Of(c.group, version.Get().Knarr) }
-
-// Group gives the components' states to those who wait for one of them.
-func (c *Cluster) Group() *component.Group { return c.group }
-
 // RESTConfig is an administrator's access to the API, once Ready is closed.
 func (c *Cluster) RESTConfig() *rest.Config {
-	p := c.env.PKI()
-	return p.RESTConfig(p.Admin, c.env.Host)
+	p := c.pki()
+	return p.RESTConfig(p.Admin, c.host)
+}
+
+// pki returns the certificates, once the component pki is ready.
+func (c *Cluster) pki() *pki.PKI { return c.certs.Load() }
+
+// access is that of the control plane's own machine.
+func (c *Cluster) access(p *pki.PKI) part.Access {
+	leaves := map[part.Role]*pki.Leaf{part.Knarr: p.Knarr, part.Kubelet: p.Kubelet, part.KubeProxy: p.KubeProxy, part.DNS: p.DNS}
+	return part.Access{
+		REST:           func(r part.Role) *rest.Config { return p.RESTConfig(leaves[r], c.host) },
+		ClientCA:       p.ClientCA.CertPath,
+		KubeletServing: p.KubeletServing.Path,
+	}
 }
 
 func (c *Cluster) ensurePKI(ctx context.Context, ready chan<- struct{}) error {
@@ -149,14 +127,15 @@ func (c *Cluster) ensurePKI(ctx context.Context, ready chan<- struct{}) error {
 	for _, change := range p.Changes {
 		c.cfg.Log.Debug("certificate", "change", change)
 	}
-	c.env.SetPKI(p)
+	c.certs.Store(p)
+	c.env.SetAccess(c.access(p))
 	close(ready)
 	<-ctx.Done()
 	return nil
 }
 
 func (c *Cluster) writeKubeconfig(ctx context.Context, ready chan<- struct{}) error {
-	k, p := c.cfg.Config.Kubeconfig, c.env.PKI()
+	k, p := c.cfg.Config.Kubeconfig, c.pki()
 	gid, err := k.GID()
 	if err != nil {
 		return err
@@ -164,7 +143,7 @@ func (c *Cluster) writeKubeconfig(ctx context.Context, ready chan<- struct{}) er
 	if err := os.MkdirAll(filepath.Dir(k.Path), 0o755); err != nil {
 		return fmt.Errorf("create folder of kubeconfig (--write-kubeconfig): %w", err)
 	}
-	if err := pki.WriteKubeconfig(k.Path, p.Kubeconfig(p.Admin, c.env.Host), os.FileMode(k.Mode), gid); err != nil {
+	if err := pki.WriteKubeconfig(k.Path, p.Kubeconfig(p.Admin, c.host), os.FileMode(k.Mode), gid); err != nil {
 		return err
 	}
 	close(ready)

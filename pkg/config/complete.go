@@ -17,18 +17,33 @@ func (c *Config) Complete(h Host) error {
 	k := &checker{c: c}
 	c.normalize(k)
 	k.choices()
+	k.token(h)
 	c.completeNetwork()
 	c.completeNode(h, k)
-	c.completeAPI()
 	k.node(h)
-	k.network()
-	k.api()
-	k.kubeconfig(h)
+	if c.Agent {
+		k.servers()
+	} else {
+		c.completeAPI()
+		k.api()
+		k.kubeconfig(h)
+	}
+	// An agent learns its network from the cluster.
+	if !c.Agent || c.Network.ClusterCIDR.IsValid() {
+		k.network()
+	}
 	return errors.Join(k.problems...)
 }
 
+// Join makes an agent's network the cluster's, and leaves out the add-ons that no
+// node has. Complete checks how they go with this machine.
+func (c *Config) Join(n Network, disable []string) {
+	n.FlannelIface = c.Network.FlannelIface
+	c.Network, c.Disable = n, disable
+}
+
 func (c *Config) normalize(k *checker) {
-	for _, o := range Options() {
+	for _, o := range c.options() {
 		if o.isPath() {
 			k.absolute(o.Name, o.field(c).(*string))
 		}
@@ -78,7 +93,10 @@ func (k *checker) upstreamFlags(name string, args []string) []string {
 }
 
 func (c *Config) completeNetwork() {
-	if !c.Network.ClusterDNS.IsValid() {
+	if !c.Agent {
+		c.Network.NodeMask = c.ControlPlane.nodeMask()
+	}
+	if !c.Network.ClusterDNS.IsValid() && c.Network.ServiceCIDR.IsValid() {
 		// Invalid where the range is too small, which is told of the range.
 		c.Network.ClusterDNS = nthAddr(c.Network.ServiceCIDR, 10)
 	}

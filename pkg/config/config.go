@@ -22,6 +22,21 @@ type Config struct {
 	Store        Store
 	Log          Log
 
+	// Agent is set for a machine that joins a cluster as a node. Its Network is
+	// the cluster's but for FlannelIface; see Join.
+	Agent bool
+	// Servers are the API servers of the cluster that an agent joins, as
+	// https://host:port once complete.
+	Servers []string
+	// LoadBalancerPort is the loopback port by which an agent's own programs reach
+	// the API servers. Default 6444.
+	LoadBalancerPort int
+	// Token is what an agent joins with, and what a server accepts from those
+	// that do; empty for a server's own. It is a secret.
+	Token string
+	// TokenFile holds the token instead. Complete reads it.
+	TokenFile string
+
 	// Disable names add-ons that are not started: dns.
 	Disable []string
 	// DisableAgent runs the control plane only, with no node in this process.
@@ -74,6 +89,9 @@ type Network struct {
 	ClusterDNS netip.Addr
 	// ClusterDomain defaults to cluster.local.
 	ClusterDomain string
+	// NodeMask is the length of the prefix that each node gets of ClusterCIDR, as
+	// the controller-manager was told; 0 is upstream's default.
+	NodeMask int
 	// NodePortRange is the first and last port of NodePorts. Default 30000-32767.
 	NodePortRange string
 	// FlannelBackend is vxlan (default), host-gw or none.

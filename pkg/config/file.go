@@ -14,14 +14,24 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// fromFiles reads the configuration file and then its drop-ins in the order of
-// their names. The file may be missing unless the user named it.
-func fromFiles(options []Option, path string, explicit bool) (settings, []error) {
+// fileReader reads configuration files.
+type fileReader struct {
+	options []Option
+	// ignored are options of other machines, which may share the files: what is
+	// set of them is only warned of.
+	ignored []Option
+
+	problems []error
+	warnings []string
+}
+
+// read reads the configuration file and then its drop-ins in the order of their
+// names. The file may be missing unless the user named it.
+func (r *fileReader) read(path string, explicit bool) settings {
 	set := settings{}
 	dropIns, err := dropIns(path + ".d")
-	var problems []error
 	if err != nil {
-		problems = append(problems, err)
+		r.problems = append(r.problems, err)
 	}
 	for _, p := range append([]string{path}, dropIns...) {
 		text, err := os.ReadFile(p)
@@ -29,12 +39,12 @@ func fromFiles(options []Option, path string, explicit bool) (settings, []error)
 			continue
 		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("read configuration: %w", err))
+			r.problems = append(r.problems, fmt.Errorf("read configuration: %w", err))
 			continue
 		}
-		problems = append(problems, readFile(options, p, text, set)...)
+		r.problems = append(r.problems, r.readFile(p, text, set)...)
 	}
-	return set, problems
+	return set
 }
 
 // dropIns lists the YAML files of a folder by name, leaving out hidden ones
@@ -58,7 +68,7 @@ func dropIns(folder string) ([]string, error) {
 }
 
 // readFile adds what one file says to set, and returns all that is wrong with it.
-func readFile(options []Option, path string, text []byte, set settings) []error {
+func (r *fileReader) readFile(path string, text []byte, set settings) []error {
 	var doc, more yaml.Node
 	decoder := yaml.NewDecoder(strings.NewReader(string(text)))
 	if err := decoder.Decode(&doc); err != nil {
@@ -89,7 +99,7 @@ func readFile(options []Option, path string, text []byte, set settings) []error 
 			continue
 		}
 		first[key.Value] = key.Line
-		if err := readKey(options, path, key, deref(root.Content[i+1]), set); err != nil {
+		if err := r.readKey(path, key, deref(root.Content[i+1]), set); err != nil {
 			problems = append(problems, err)
 		}
 	}
@@ -97,12 +107,16 @@ func readFile(options []Option, path string, text []byte, set settings) []error 
 }
 
 // readKey adds one line "key: value" or "key+: value" to set.
-func readKey(options []Option, path string, key, val *yaml.Node, set settings) error {
+func (r *fileReader) readKey(path string, key, val *yaml.Node, set settings) error {
 	where := place(path, key.Line)
 	name, appends := strings.CutSuffix(key.Value, "+")
-	o, ok := find(options, name)
+	o, ok := find(r.options, name)
 	if !ok {
-		return &Problem{Where: where, What: name, Why: "is not a key", Fix: nearestKey(options, name)}
+		if _, known := find(r.ignored, name); known {
+			r.warnings = append(r.warnings, fmt.Sprintf("%s: %s: concerns servers, which tell their agents; it is not read here", where, name))
+			return nil
+		}
+		return &Problem{Where: where, What: name, Why: "is not a key", Fix: nearestKey(r.options, name)}
 	}
 	if o.notInFile {
 		return &Problem{Where: where, What: name, Why: "can't be set in a file", Fix: "use --" + name + " or " + o.Env()}

@@ -19,6 +19,8 @@ type Sources struct {
 	Flags []Given
 	// Environ is the environment, as os.Environ returns it.
 	Environ []string
+	// Agent reads the options of an agent.
+	Agent bool
 }
 
 // settings are the values of each option, by name.
@@ -33,7 +35,8 @@ type settings map[string][]value
 // setting can go on. Warnings are things that look like mistakes but harm
 // nothing.
 func Load(src Sources) (c *Config, warnings []string, err error) {
-	options := Options()
+	c = &Config{Agent: src.Agent, origins: map[string][]string{}, broken: map[string]bool{}}
+	options := c.options()
 	env, warnings, problems := fromEnvironment(options, src.Environ)
 	flags, flagProblems := fromFlags(options, src.Flags)
 	problems = append(problems, flagProblems...)
@@ -44,12 +47,15 @@ func Load(src Sources) (c *Config, warnings []string, err error) {
 			file, explicit = v[len(v)-1].text, true
 		}
 	}
-	all, fileProblems := fromFiles(options, file, explicit)
-	problems = append(problems, fileProblems...)
+	files := fileReader{options: options}
+	if src.Agent {
+		files.ignored = Options()
+	}
+	all := files.read(file, explicit)
+	problems, warnings = append(problems, files.problems...), append(warnings, files.warnings...)
 	maps.Copy(all, env)
 	maps.Copy(all, flags)
 
-	c = &Config{origins: map[string][]string{}, broken: map[string]bool{}}
 	for _, o := range options {
 		values := all[o.Name]
 		if len(values) == 0 {
@@ -110,9 +116,9 @@ func (o Option) texts(text string) []string {
 }
 
 // isOtherVariable tells of a KNARR_* variable that is no option, but has a
-// reader elsewhere: joining nodes, the installer, lab hosts and tests.
+// reader elsewhere: agents, the installer, lab hosts and tests.
 func isOtherVariable(name string) bool {
-	return slices.Contains([]string{"KNARR_TOKEN", "KNARR_URL", "KNARR_LAB"}, name) ||
+	return slices.Contains([]string{"KNARR_URL", "KNARR_LAB"}, name) ||
 		strings.HasPrefix(name, "KNARR_LAB_") || strings.HasPrefix(name, "KNARR_TEST_")
 }
 
@@ -124,10 +130,13 @@ func fromEnvironment(options []Option, environ []string) (set settings, warnings
 	}
 	for _, entry := range environ {
 		name, text, _ := strings.Cut(entry, "=")
-		if !strings.HasPrefix(name, "KNARR_") || isOtherVariable(name) {
+		if !strings.HasPrefix(name, "KNARR_") {
 			continue
 		}
-		i := slices.IndexFunc(options, func(o Option) bool { return o.Env() == name })
+		i := slices.IndexFunc(options, func(o Option) bool { return o.Env() == name || o.alias == name })
+		if i < 0 && isOtherVariable(name) {
+			continue
+		}
 		if i < 0 {
 			warnings = append(warnings, fmt.Sprintf("%s: no such variable; %s", name,
 				didYouMean(name, known, "unset it")))

@@ -27,18 +27,34 @@ type Option struct {
 	Choices []string
 	// Hidden keeps the option out of help and reference.
 	Hidden bool
+	// Secret values are never shown.
+	Secret bool
 
 	// whole values are not split at commas, since they may hold some.
 	whole bool
 	// notInFile options choose the file, so a file can't set them.
 	notInFile bool
+	// of is whom the option concerns.
+	of role
+	// alias is a second variable that sets the option, or empty.
+	alias string
 	// field points to where the value goes.
 	field func(*Config) any
 }
 
+// role is whom an option concerns.
+type role int
+
+const (
+	everyNode role = iota
+	serverOnly
+	agentOnly
+)
+
 // The headings, in the order of help and reference.
 const (
 	groupGeneral    = "General"
+	groupJoining    = "Joining"
 	groupNode       = "Node"
 	groupNetwork    = "Network"
 	groupAPI        = "API server"
@@ -49,7 +65,7 @@ const (
 
 // Groups returns the headings of options in the order they are shown.
 func Groups() []string {
-	return []string{groupGeneral, groupNode, groupNetwork, groupAPI, groupKubeconfig, groupParts, groupUpstream}
+	return []string{groupGeneral, groupJoining, groupNode, groupNetwork, groupAPI, groupKubeconfig, groupParts, groupUpstream}
 }
 
 // DefaultFile is read when nobody names a configuration file. It need not exist.
@@ -57,6 +73,23 @@ const DefaultFile = "/etc/knarr/config.yaml"
 
 // Options returns every option of a server, in the order of the reference.
 func Options() []Option {
+	return slices.DeleteFunc(allOptions(), func(o Option) bool { return o.of == agentOnly })
+}
+
+// AgentOptions returns every option of an agent, in the order of the reference.
+func AgentOptions() []Option {
+	return slices.DeleteFunc(allOptions(), func(o Option) bool { return o.of == serverOnly })
+}
+
+// options are those of the Config's role.
+func (c *Config) options() []Option {
+	if c.Agent {
+		return AgentOptions()
+	}
+	return Options()
+}
+
+func allOptions() []Option {
 	return []Option{
 		{Name: "config", Short: "c", Group: groupGeneral, Arg: "file", Default: DefaultFile, notInFile: true,
 			Help:  "configuration file; then the folder of that name with .d behind it is read",
@@ -79,6 +112,19 @@ func Options() []Option {
 		{Name: "workqueue-metrics", Group: groupGeneral,
 			Help:  "serve workqueue_* metrics too, for about a percent of a core at all times",
 			field: func(c *Config) any { return &c.Log.WorkqueueMetrics }},
+
+		{Name: "server", Short: "s", Group: groupJoining, Arg: "url,...", of: agentOnly, alias: "KNARR_URL",
+			Help:  "servers of the cluster to join, such as https://192.0.2.1:6443",
+			field: func(c *Config) any { return &c.Servers }},
+		{Name: "lb-server-port", Group: groupJoining, Arg: "port", Default: "6444", of: agentOnly,
+			Help:  "port on loopback that leads to the API servers",
+			field: func(c *Config) any { return &c.LoadBalancerPort }},
+		{Name: "token", Short: "t", Group: groupJoining, Arg: "token", Secret: true, DefaultText: "a server's own, in server/node-token of its data-dir",
+			Help:  "token that nodes join with; better given by file or variable",
+			field: func(c *Config) any { return &c.Token }},
+		{Name: "token-file", Group: groupJoining, Arg: "file",
+			Help:  "file that holds the token",
+			field: func(c *Config) any { return &c.TokenFile }},
 
 		{Name: "node-name", Group: groupNode, Arg: "name", DefaultText: "the host name in lower case",
 			Help:  "name of this node",
@@ -108,78 +154,78 @@ func Options() []Option {
 			Help:  "unix socket of another container runtime (CRI) to use",
 			field: func(c *Config) any { return &c.Node.ContainerRuntimeEndpoint }},
 
-		{Name: "cluster-cidr", Group: groupNetwork, Arg: "range", Default: "10.42.0.0/16",
+		{Name: "cluster-cidr", Group: groupNetwork, of: serverOnly, Arg: "range", Default: "10.42.0.0/16",
 			Help:  "addresses of pods",
 			field: func(c *Config) any { return &c.Network.ClusterCIDR }},
-		{Name: "service-cidr", Group: groupNetwork, Arg: "range", Default: "10.43.0.0/16",
+		{Name: "service-cidr", Group: groupNetwork, of: serverOnly, Arg: "range", Default: "10.43.0.0/16",
 			Help:  "addresses of Services",
 			field: func(c *Config) any { return &c.Network.ServiceCIDR }},
-		{Name: "cluster-dns", Group: groupNetwork, Arg: "address", DefaultText: "the tenth address of service-cidr",
+		{Name: "cluster-dns", Group: groupNetwork, of: serverOnly, Arg: "address", DefaultText: "the tenth address of service-cidr",
 			Help:  "address of the cluster's DNS server",
 			field: func(c *Config) any { return &c.Network.ClusterDNS }},
-		{Name: "cluster-domain", Group: groupNetwork, Arg: "name", Default: "cluster.local",
+		{Name: "cluster-domain", Group: groupNetwork, of: serverOnly, Arg: "name", Default: "cluster.local",
 			Help:  "DNS domain of the cluster",
 			field: func(c *Config) any { return &c.Network.ClusterDomain }},
-		{Name: "service-node-port-range", Group: groupNetwork, Arg: "first-last", Default: "30000-32767",
+		{Name: "service-node-port-range", Group: groupNetwork, of: serverOnly, Arg: "first-last", Default: "30000-32767",
 			Help:  "ports of Services of type NodePort",
 			field: func(c *Config) any { return &c.Network.NodePortRange }},
-		{Name: "flannel-backend", Group: groupNetwork, Arg: "name", Default: "vxlan", Choices: []string{"vxlan", "host-gw", "none"},
+		{Name: "flannel-backend", Group: groupNetwork, of: serverOnly, Arg: "name", Default: "vxlan", Choices: []string{"vxlan", "host-gw", "none"},
 			Help:  "how pods reach those of other nodes; none leaves the pod network to you",
 			field: func(c *Config) any { return &c.Network.FlannelBackend }},
 		{Name: "flannel-iface", Group: groupNetwork, Arg: "link", DefaultText: "the default route's",
 			Help:  "network link by which flannel's packets leave",
 			field: func(c *Config) any { return &c.Network.FlannelIface }},
-		{Name: "disable-kube-proxy", Group: groupNetwork,
+		{Name: "disable-kube-proxy", Group: groupNetwork, of: serverOnly,
 			Help:  "leave Services to another program",
 			field: func(c *Config) any { return &c.Network.DisableKubeProxy }},
 
-		{Name: "https-listen-port", Group: groupAPI, Arg: "port", Default: "6443",
+		{Name: "https-listen-port", Group: groupAPI, of: serverOnly, Arg: "port", Default: "6443",
 			Help:  "port of the Kubernetes API",
 			field: func(c *Config) any { return &c.API.Port }},
-		{Name: "bind-address", Group: groupAPI, Arg: "address", DefaultText: "all, which is 0.0.0.0, or :: in an IPv6 cluster",
+		{Name: "bind-address", Group: groupAPI, of: serverOnly, Arg: "address", DefaultText: "all, which is 0.0.0.0, or :: in an IPv6 cluster",
 			Help:  "address that the API server listens on",
 			field: func(c *Config) any { return &c.API.BindAddress }},
-		{Name: "advertise-address", Group: groupAPI, Arg: "address", DefaultText: "bind-address if it is one address, else the first of node-ip",
+		{Name: "advertise-address", Group: groupAPI, of: serverOnly, Arg: "address", DefaultText: "bind-address if it is one address, else the first of node-ip",
 			Help:  "address by which the cluster's members reach the API server",
 			field: func(c *Config) any { return &c.API.AdvertiseAddress }},
-		{Name: "tls-san", Group: groupAPI, Arg: "name,...",
+		{Name: "tls-san", Group: groupAPI, of: serverOnly, Arg: "name,...",
 			Help:  "further names and addresses for the API server's certificate",
 			field: func(c *Config) any { return &c.API.TLSSANs }},
 
-		{Name: "write-kubeconfig", Short: "o", Group: groupKubeconfig, Arg: "file", Default: "/etc/knarr/kubeconfig.yaml",
+		{Name: "write-kubeconfig", Short: "o", Group: groupKubeconfig, of: serverOnly, Arg: "file", Default: "/etc/knarr/kubeconfig.yaml",
 			Help:  "where to write the administrator's kubeconfig",
 			field: func(c *Config) any { return &c.Kubeconfig.Path }},
-		{Name: "write-kubeconfig-mode", Group: groupKubeconfig, Arg: "mode", Default: "0600",
+		{Name: "write-kubeconfig-mode", Group: groupKubeconfig, of: serverOnly, Arg: "mode", Default: "0600",
 			Help:  "its permission bits, in octal",
 			field: func(c *Config) any { return &c.Kubeconfig.Mode }},
-		{Name: "write-kubeconfig-group", Group: groupKubeconfig, Arg: "group", DefaultText: "root's",
+		{Name: "write-kubeconfig-group", Group: groupKubeconfig, of: serverOnly, Arg: "group", DefaultText: "root's",
 			Help:  "its group, by name or number",
 			field: func(c *Config) any { return &c.Kubeconfig.Group }},
 
-		{Name: "disable", Group: groupParts, Arg: "add-on,...", Choices: []string{"dns"},
+		{Name: "disable", Group: groupParts, of: serverOnly, Arg: "add-on,...", Choices: []string{"dns"},
 			Help:  "add-ons not to start",
 			field: func(c *Config) any { return &c.Disable }},
-		{Name: "disable-agent", Group: groupParts,
+		{Name: "disable-agent", Group: groupParts, of: serverOnly,
 			Help:  "run the control plane only: this machine becomes no node",
 			field: func(c *Config) any { return &c.DisableAgent }},
-		{Name: "datastore-synchronous", Group: groupParts, Arg: "level", Default: "full", Choices: []string{"full", "normal"},
+		{Name: "datastore-synchronous", Group: groupParts, of: serverOnly, Arg: "level", Default: "full", Choices: []string{"full", "normal"},
 			Help:  "what acknowledged writes survive: full, a power cut; normal, a crash of the process",
 			field: func(c *Config) any { return &c.Store.Synchronous }},
-		{Name: "datastore-driver", Group: groupParts, Arg: "name", Default: "sqlite", Choices: []string{"sqlite", "kine-sqlite"},
+		{Name: "datastore-driver", Group: groupParts, of: serverOnly, Arg: "name", Default: "sqlite", Choices: []string{"sqlite", "kine-sqlite"},
 			Help:  "who keeps the objects in the SQLite file: Knarr's engine, which takes a file of kine's over for good, or kine",
 			field: func(c *Config) any { return &c.Store.Driver }},
 
-		upstream("kube-apiserver", func(c *Config) any { return &c.ControlPlane.APIServerArgs }),
-		upstream("kube-controller-manager", func(c *Config) any { return &c.ControlPlane.ControllerManagerArgs }),
-		upstream("kube-scheduler", func(c *Config) any { return &c.ControlPlane.SchedulerArgs }),
-		upstream("kubelet", func(c *Config) any { return &c.Node.KubeletArgs }),
-		upstream("kube-proxy", func(c *Config) any { return &c.Node.KubeProxyArgs }),
+		upstream("kube-apiserver", serverOnly, func(c *Config) any { return &c.ControlPlane.APIServerArgs }),
+		upstream("kube-controller-manager", serverOnly, func(c *Config) any { return &c.ControlPlane.ControllerManagerArgs }),
+		upstream("kube-scheduler", serverOnly, func(c *Config) any { return &c.ControlPlane.SchedulerArgs }),
+		upstream("kubelet", everyNode, func(c *Config) any { return &c.Node.KubeletArgs }),
+		upstream("kube-proxy", everyNode, func(c *Config) any { return &c.Node.KubeProxyArgs }),
 	}
 }
 
 // upstream is the option that hands further flags to one of Kubernetes' own components.
-func upstream(component string, field func(*Config) any) Option {
-	return Option{Name: component + "-arg", Group: groupUpstream, Arg: "name=value", whole: true,
+func upstream(component string, of role, field func(*Config) any) Option {
+	return Option{Name: component + "-arg", Group: groupUpstream, Arg: "name=value", whole: true, of: of,
 		Help: "flag for " + component + "; may be repeated", field: field}
 }
 

@@ -12,7 +12,7 @@ func Reference() string {
 	b.WriteString(referenceHead)
 	for _, group := range Groups() {
 		fmt.Fprintf(&b, "\n## %s\n\n| key | variable | default | meaning |\n|---|---|---|---|\n", group)
-		for _, o := range Options() {
+		for _, o := range allOptions() {
 			if o.Group == group && !o.Hidden {
 				fmt.Fprintf(&b, "| %s | `%s` | %s | %s |\n", o.cell(), o.Env(), o.defaultCell(), o.meaning())
 			}
@@ -50,6 +50,12 @@ func (o Option) meaning() string {
 	if o.IsList() {
 		text += " (list)"
 	}
+	switch o.of {
+	case serverOnly:
+		text += "; servers"
+	case agentOnly:
+		text += "; agents"
+	}
 	return text
 }
 
@@ -57,8 +63,9 @@ const referenceHead = `# Configuration
 
 <!-- Made from the table in pkg/config/options.go: go test ./pkg/config -run Reference -update -->
 
-` + "`knarr server`" + ` is configured by flags, by environment variables and by files. All three
-know the same options by the same names: the flag ` + "`--data-dir`" + ` is the variable
+` + "`knarr server` and `knarr agent`" + ` are configured by flags, by environment variables and by
+files. All three know the same options by the same names; an option that ends with "servers"
+or "agents" is for these alone, and the others are for both: the flag ` + "`--data-dir`" + ` is the variable
 ` + "`KNARR_DATA_DIR`" + ` and, in a file, the key ` + "`data-dir`" + `. Flags beat variables, and
 variables beat files. Whoever sets a list sets all of it; an empty value is the default.
 
@@ -91,7 +98,8 @@ write-kubeconfig-mode: 640
 A key that does not exist, a key that is there twice, and a value of the wrong kind are
 errors, which name file and line. Everything is checked before anything on the machine is
 changed; all that is wrong is told at once, a line each, and the exit code is 2. A variable
-that begins with ` + "`KNARR_`" + ` and is not known is only warned of.
+that begins with ` + "`KNARR_`" + ` and is not known is only warned of, and so is an option of
+servers in a file that an agent reads. For an agent ` + "`KNARR_URL`" + ` is another name of ` + "`KNARR_SERVER`" + `.
 `
 
 const referenceTail = `

@@ -43,7 +43,7 @@ func (k *checker) add(s spot, what, why, fix string) {
 
 // choices checks every option that allows but a few values.
 func (k *checker) choices() {
-	for _, o := range Options() {
+	for _, o := range k.c.options() {
 		if len(o.Choices) == 0 {
 			continue
 		}
@@ -99,7 +99,9 @@ func (k *checker) network() {
 	if errs := validation.IsDNS1123Subdomain(n.ClusterDomain); len(errs) > 0 {
 		k.add(at("cluster-domain"), strconv.Quote(n.ClusterDomain), "is not a domain name", "use lower-case letters, digits, '-' and '.', such as cluster.local")
 	}
-	k.nodePorts()
+	if !k.c.Agent {
+		k.nodePorts()
+	}
 	if l := n.FlannelIface; len(l) > 15 || strings.ContainsAny(l, "/ \t") {
 		k.add(at("flannel-iface"), strconv.Quote(l), "can't be a link's name", "\"ip link\" lists them")
 	}

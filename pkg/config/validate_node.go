@@ -19,7 +19,7 @@ func (k *checker) node(h Host) {
 			k.add(nth("node-ip", i), ip.String(), "is no address that others can reach", "give an address of this machine; \"ip address\" lists them")
 		}
 	}
-	if ips := k.c.Node.IPs; len(ips) > 0 && ips[0].Is4() != k.c.Network.ClusterCIDR.Addr().Is4() {
+	if ips := k.c.Node.IPs; len(ips) > 0 && k.c.Network.ClusterCIDR.IsValid() && ips[0].Is4() != k.c.Network.ClusterCIDR.Addr().Is4() {
 		k.add(at("node-ip", "cluster-cidr"), ips[0].String(), "is of another address family than cluster-cidr "+k.c.Network.ClusterCIDR.String(), "give an address of that family first")
 	}
 	for i, label := range k.c.Node.Labels {

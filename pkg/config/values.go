@@ -164,7 +164,7 @@ func (o Option) Values(c *Config) []string {
 
 // setDefaults fills what is still empty from the table of options.
 func (c *Config) setDefaults() {
-	for _, o := range Options() {
+	for _, o := range c.options() {
 		if o.Default == "" || len(o.Values(c)) > 0 {
 			continue
 		}

@@ -163,6 +163,10 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	}
 
 	useOurWatchCaches(cfg)
+	ways, err := useTunnels(cfg, a.cfg.Config.Network.NodeMask, a.log)
+	if err != nil {
+		return nil, err
+	}
 	generic := cfg.KubeAPIs.ControlPlane.Generic
 	generic.SkipOpenAPIInstallation = true // serveOpenAPI does it.
 	// These two sleep a second and then write one object after the other. Ours
@@ -192,6 +196,10 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	if err != nil {
 		return nil, fmt.Errorf("create apiserver: %w", err)
 	}
+	ways.serve(chain.GenericAPIServer)
+	if h := chain.GenericAPIServer.Handler; a.cfg.Admit != nil {
+		h.FullHandlerChain = a.cfg.Admit(h.FullHandlerChain)
+	}
 	if err := serveOpenAPI(chain, generic.OpenAPIConfig, generic.OpenAPIV3Config, a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
 		return nil, err
 	}
@@ -206,7 +214,11 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, err
 	}
 	rbac := cfg.KubeAPIs.ControlPlane.VersionedInformers.Rbac().V1()
-	s := &preparedServer{handler: chain.GenericAPIServer.Handler, run: prepared.Run, hooked: hooked}
+	s := &preparedServer{handler: chain.GenericAPIServer.Handler, hooked: hooked}
+	s.run = func(ctx context.Context) error {
+		defer ways.server.Close()
+		return prepared.Run(ctx)
+	}
 	for _, i := range []cache.SharedIndexInformer{
 		rbac.ClusterRoles().Informer(), rbac.ClusterRoleBindings().Informer(), rbac.Roles().Informer(), rbac.RoleBindings().Informer(),
 	} {

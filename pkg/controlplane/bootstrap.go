@@ -216,19 +216,20 @@ func policy(ctx context.Context, client kubernetes.Interface) ([]func() error, e
 			binding(reconciliation.RoleBindingAdapter{RoleBinding: &b}, reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: client.CoreV1().Namespaces()})
 		}
 	}
-	for _, b := range ownBindings() {
+	own := ownPolicy()
+	for _, r := range own.clusterRoles {
+		role(reconciliation.ClusterRoleRuleOwner{ClusterRole: r}, reconciliation.ClusterRoleModifier{Client: rbac.ClusterRoles()})
+	}
+	for _, b := range own.clusterBindings {
 		binding(reconciliation.ClusterRoleBindingAdapter{ClusterRoleBinding: b}, reconciliation.ClusterRoleBindingClientAdapter{Client: rbac.ClusterRoleBindings()})
 	}
+	for _, r := range own.roles {
+		role(reconciliation.RoleRuleOwner{Role: r}, reconciliation.RoleModifier{Client: rbac, NamespaceClient: client.CoreV1().Namespaces()})
+	}
+	for _, b := range own.bindings {
+		binding(reconciliation.RoleBindingAdapter{RoleBinding: b}, reconciliation.RoleBindingClientAdapter{Client: rbac, NamespaceClient: client.CoreV1().Namespaces()})
+	}
 	return work, nil
-}
-
-// ownBindings are Knarr's: joining nodes may ask for their first certificate.
-func ownBindings() []*rbacv1.ClusterRoleBinding {
-	return []*rbacv1.ClusterRoleBinding{{
-		ObjectMeta: metav1.ObjectMeta{Name: "knarr:node-bootstrapper"},
-		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "system:node-bootstrapper"},
-		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.GroupKind, Name: "system:bootstrappers"}},
-	}}
 }
 
 func key(namespace, name string) string { return namespace + "/" + name }

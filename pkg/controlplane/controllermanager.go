@@ -38,8 +38,8 @@ import (
 	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
-// ControllerManager runs every default controller of Kubernetes, with
-// tokencleaner and bootstrapsigner as well.
+// ControllerManager runs every default controller of Kubernetes but csrapproving,
+// with tokencleaner and bootstrapsigner as well.
 //
 // It is put together from upstream's exported parts and not by app.Run, which
 // asks an API server that does not answer yet once a second and gives up for
@@ -157,7 +157,8 @@ func (m *ControllerManager) flags() []string {
 		"allocate-node-cidrs=true",
 		"cluster-cidr=" + c.Network.ClusterCIDR.String(),
 		"service-cluster-ip-range=" + c.Network.ServiceCIDR.String(),
-		"controllers=*,bootstrap-signer-controller,token-cleaner-controller",
+		// Package membership approves and denies in its place.
+		"controllers=*,bootstrap-signer-controller,token-cleaner-controller,-" + names.CertificateSigningRequestApprovingController,
 		"use-service-account-credentials=true",
 		"root-ca-file=" + p.ServerCA.CertPath,
 		"service-account-private-key-file=" + p.ServiceAccount.Path,

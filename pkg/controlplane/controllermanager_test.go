@@ -2,13 +2,48 @@ package controlplane
 
 import (
 	"context"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/sets"
+	genericapp "k8s.io/controller-manager/app"
 	"k8s.io/kubernetes/cmd/kube-controller-manager/app"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
+	"k8s.io/kubernetes/cmd/kube-controller-manager/names"
+
+	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/pki"
 )
+
+func TestCertificatesOfNodesAreApprovedByPackageMembershipAlone(t *testing.T) {
+	p, err := pki.Ensure(pki.Config{Dir: filepath.Join(t.TempDir(), "tls"), NodeName: "n"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	opts, err := options.NewKubeControllerManagerOptions()
+	if err != nil {
+		t.Fatal(err)
+	}
+	off := app.ControllersDisabledByDefault()
+	m := NewControllerManager(Config{Config: config.Default(), PKI: func() *pki.PKI { return p }})
+	if err := parse(opts.Flags(app.KnownControllers(), off, app.ControllerAliases()), "", m.flags(), nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{
+		names.CertificateSigningRequestApprovingController: false,
+		names.CertificateSigningRequestSigningController:   true,
+		names.CertificateSigningRequestCleanerController:   true,
+		names.TokenCleanerController:                       true,
+		names.NodeLifecycleController:                      true,
+	} {
+		if got := genericapp.IsControllerEnabled(name, sets.NewString(off...), opts.Generic.Controllers); got != want {
+			t.Errorf("%s: enabled %v", name, got)
+		}
+	}
+}
 
 type testController struct {
 	name string

@@ -5,6 +5,7 @@ package controlplane
 import (
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -27,6 +28,9 @@ type Config struct {
 	Dir string
 	// CSI is held while a user of upstream's CSI plugin is made; see build.
 	CSI sync.Locker
+	// Admit, if not nil, stands before everything that the API server does, and
+	// may refuse requests.
+	Admit func(http.Handler) http.Handler
 }
 
 // Host is where clients in this process reach the API server. It is loopback

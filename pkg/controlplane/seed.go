@@ -59,8 +59,18 @@ func seed(p *pki.PKI) ([]datastore.KeyValue, error) {
 	for _, b := range append(bootstrappolicy.ClusterRoleBindings(), bootstrappolicy.ControllerRoleBindings()...) {
 		s.add("clusterrolebindings/"+b.Name, rbacv1.SchemeGroupVersion, &b)
 	}
-	for _, b := range ownBindings() {
+	own := ownPolicy()
+	for _, r := range own.clusterRoles {
+		s.add("clusterroles/"+r.Name, rbacv1.SchemeGroupVersion, r)
+	}
+	for _, b := range own.clusterBindings {
 		s.add("clusterrolebindings/"+b.Name, rbacv1.SchemeGroupVersion, b)
+	}
+	for _, r := range own.roles {
+		s.add("roles/"+r.Namespace+"/"+r.Name, rbacv1.SchemeGroupVersion, r)
+	}
+	for _, b := range own.bindings {
+		s.add("rolebindings/"+b.Namespace+"/"+b.Name, rbacv1.SchemeGroupVersion, b)
 	}
 	for ns, roles := range bootstrappolicy.NamespaceRoles() {
 		for _, r := range roles {

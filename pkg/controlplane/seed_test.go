@@ -39,6 +39,8 @@ func TestSeedIsWhatTheAPIServerWouldWrite(t *testing.T) {
 	for _, key := range []string{
 		"/registry/namespaces/kube-system", "/registry/serviceaccounts/default/default",
 		"/registry/configmaps/default/kube-root-ca.crt", "/registry/clusterroles/cluster-admin",
+		"/registry/clusterroles/knarr:node", "/registry/clusterrolebindings/knarr:node", "/registry/clusterrolebindings/knarr:node-bootstrapper",
+		"/registry/roles/kube-system/knarr:cluster-info", "/registry/rolebindings/kube-system/knarr:cluster-info",
 		"/registry/clusterrolebindings/system:kube-scheduler", "/registry/priorityclasses/system-node-critical",
 		"/registry/flowschemas/catch-all", "/registry/apiregistration.k8s.io/apiservices/v1.apps",
 		"/registry/apiregistration.k8s.io/apiservices/v1.apiextensions.k8s.io",

@@ -196,7 +196,8 @@ func (s *survey) checkStoreVersion(f *findings) string {
 }
 
 func (s *survey) checkSecondKnarr(f *findings) string {
-	if pid := s.holder(); pid != 0 {
+	// An agent looks again when it knows its cluster; it holds the lock by then.
+	if pid := s.holder(); pid != 0 && pid != os.Getpid() {
 		f.errorf("another Knarr uses the data dir", fmt.Sprintf("%s, process %d", s.cfg.DataDir, pid), "two would spoil each other's state",
 			(&InUseError{DataDir: s.cfg.DataDir, PID: pid}).advice())
 	}

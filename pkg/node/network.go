@@ -4,8 +4,6 @@ import (
 	"context"
 	"net/netip"
 	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/node/network"
@@ -33,11 +31,11 @@ func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 	subnet := network.NewSubnet(network.SubnetConfig{
 		NodeName:    c.Node.Name,
 		ClusterCIDR: c.Network.ClusterCIDR,
-		MaskSize:    nodeMask(c.ControlPlane.ControllerManagerArgs),
+		MaskSize:    c.Network.NodeMask,
 		NewCluster:  n.NewCluster,
 		File:        filepath.Join(c.AgentDir(), "network", "subnet"),
 		Client:      env.Client,
-		Needs:       []string{"apiserver"},
+		Needs:       []string{env.Serving},
 		Log:         env.Log,
 	}, cni)
 	prepare := func(ctx context.Context, ready chan<- struct{}) error {
@@ -47,7 +45,7 @@ func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 		}
 		close(ready)
 		// Static pods run although the API server may never.
-		if !known.IsValid() && env.WaitFailed(ctx, "apiserver") == nil {
+		if !known.IsValid() && n.ControlPlane && env.WaitFailed(ctx, env.Serving) == nil {
 			if err := subnet.Assume(); err != nil {
 				return err
 			}
@@ -63,7 +61,7 @@ func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 		Iface:       c.Network.FlannelIface,
 		NodeIP:      ip,
 		Client:      env.Client,
-		Needs:       []string{"apiserver"},
+		Needs:       []string{env.Serving},
 		Log:         env.Log,
 	})
 	return []component.Spec{
@@ -88,17 +86,4 @@ func nothing(ctx context.Context, ready chan<- struct{}) error {
 	close(ready)
 	<-ctx.Done()
 	return nil
-}
-
-// nodeMask is the size of a node's range that the controller-manager was told,
-// 0 for the default.
-func nodeMask(args []string) int {
-	size := 0
-	for _, a := range args {
-		value, ok := strings.CutPrefix(strings.TrimLeft(a, "-"), "node-cidr-mask-size=")
-		if n, err := strconv.Atoi(value); ok && err == nil {
-			size = n
-		}
-	}
-	return size
 }

@@ -21,7 +21,6 @@ import (
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
 	"github.com/knarr-dev/knarr/pkg/node/registries"
 	"github.com/knarr-dev/knarr/pkg/part"
-	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
 // pauseImage holds a pod's namespaces. It comes out of the bundle.
@@ -37,6 +36,8 @@ type Node struct {
 	NewCluster bool
 	// SetSysctls sets kernel parameters and keeps a record of the old values.
 	SetSysctls func([]host.Sysctl) error
+	// ControlPlane is set on a machine that has a control plane.
+	ControlPlane bool
 	// Tables are packet-filter tables of other parts, to be kept whole.
 	Tables []nftwatch.Table
 }
@@ -85,9 +86,10 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		NodeIPs:         c.Node.IPs,
 		Labels:          append([]string{"node.kubernetes.io/instance-type=knarr"}, c.Node.Labels...),
 		Taints:          c.Node.Taints,
-		ClientCA:        func() string { return env.PKI().ClientCA.CertPath },
-		ServingCert:     func() string { return env.PKI().KubeletServing.Path },
-		Client:          func() *rest.Config { return env.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.Kubelet }) },
+		ClientCA:        func() string { return env.Access().ClientCA },
+		ServingCert:     func() string { return env.Access().KubeletServing },
+		CertDir:         filepath.Join(c.AgentDir(), "kubelet-pki"),
+		Client:          func() *rest.Config { return env.RESTConfig(part.Kubelet) },
 		CRI:             cri,
 		CgroupDriver:    n.Facts.CgroupDriver,
 		ClusterDNS:      c.Network.ClusterDNS,
@@ -107,7 +109,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	return append(append(specs, services...),
 		// A second kubelet in one process fails on its own metrics: its end ends us.
 		component.Spec{Component: kl, Class: component.Critical},
-		component.Spec{Component: &registration{env: env, since: time.Now()}, Class: component.Retried},
+		component.Spec{Component: &registration{env: env, controlPlane: n.ControlPlane, since: time.Now()}, Class: component.Retried},
 	), nil
 }
 

@@ -23,14 +23,15 @@ import (
 // role, which a kubelet may not claim for itself (NodeRestriction), and is
 // ready when the Node is.
 type registration struct {
-	env *part.Env
+	env          *part.Env
+	controlPlane bool
 	// since is when this process began: what the Node said before it, as of a
 	// machine that has rebooted since, does not count.
 	since time.Time
 }
 
 func (r *registration) Name() string    { return "node" }
-func (r *registration) Needs() []string { return []string{"apiserver-tls", "kubelet"} }
+func (r *registration) Needs() []string { return []string{r.env.Answering, "kubelet"} }
 
 func (r *registration) Run(ctx context.Context, ready chan<- struct{}) error {
 	client, err := r.env.Client()
@@ -39,7 +40,7 @@ func (r *registration) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	name := r.env.Config.Node.Name
 	lw := cache.NewListWatchFromClient(client.CoreV1().RESTClient(), "nodes", "", fields.OneTermEqualSelector("metadata.name", name))
-	labelled := false
+	labelled := !r.controlPlane
 	_, err = watchtools.UntilWithSync(ctx, lw, &corev1.Node{}, nil, func(e watch.Event) (bool, error) {
 		n, ok := e.Object.(*corev1.Node)
 		if !ok || e.Type == watch.Deleted {

@@ -14,7 +14,6 @@ import (
 	"github.com/knarr-dev/knarr/pkg/node/nodeport"
 	"github.com/knarr-dev/knarr/pkg/node/proxy"
 	"github.com/knarr-dev/knarr/pkg/part"
-	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
 // nftProcess is the name that the bundle's nft has in the process list; see
@@ -40,8 +39,9 @@ func (n *Node) services(env *part.Env, rules *network.Rules) ([]component.Spec, 
 			NodeIPs:      c.Node.IPs,
 			ClusterCIDRs: []netip.Prefix{c.Network.ClusterCIDR},
 			Client: func() (kubernetes.Interface, error) {
-				return kubernetes.NewForConfig(env.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.KubeProxy }))
+				return kubernetes.NewForConfig(env.RESTConfig(part.KubeProxy))
 			},
+			Needs:      []string{env.Answering},
 			SetSysctls: n.SetSysctls,
 			Args:       c.Node.KubeProxyArgs,
 			Log:        env.Log,
@@ -54,7 +54,7 @@ func (n *Node) services(env *part.Env, rules *network.Rules) ([]component.Spec, 
 		}
 		specs = append(specs,
 			component.Spec{Component: p, Class: component.Retried},
-			component.Spec{Component: component.Func("nodeport", []string{"apiserver-tls"}, loopbackNodePorts(env)), Class: component.Optional},
+			component.Spec{Component: component.Func("nodeport", []string{env.Answering}, loopbackNodePorts(env)), Class: component.Optional},
 		)
 	}
 	return append(specs, component.Spec{Component: nftwatch.New(env.Log, nftProcess, tables...), Class: component.Retried}), nil

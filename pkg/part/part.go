@@ -15,7 +15,6 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
-	"github.com/knarr-dev/knarr/pkg/pki"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
 
@@ -33,11 +32,36 @@ type Env struct {
 	CSI    sync.Mutex
 	Config *config.Config
 	Log    *slog.Logger
-	// Host is the URL at which clients in this process reach the API server.
-	Host string
+	// Answering and Serving name the components that are ready when clients of this
+	// process may ask the API server, and when it calls itself ready.
+	Answering, Serving string
 
-	pki   atomic.Pointer[pki.PKI]
-	group atomic.Pointer[component.Group]
+	access atomic.Pointer[Access]
+	group  atomic.Pointer[component.Group]
+}
+
+// Role is in whose name a client asks the API server. On an agent all of them are
+// the node.
+type Role int
+
+const (
+	// Knarr is Knarr's own controllers: an administrator on a server.
+	Knarr Role = iota
+	Kubelet
+	KubeProxy
+	DNS
+)
+
+// Access is how this machine reaches the API server, and how it serves.
+type Access struct {
+	// REST returns a client's address and credential, no more. What it returns
+	// belongs to the caller.
+	REST func(Role) *rest.Config
+	// ClientCA is the file of the authority of those who may ask the kubelet.
+	ClientCA string
+	// KubeletServing is the file, certificate and key, that the kubelet serves
+	// with; empty if it shall ask the cluster for one.
+	KubeletServing string
 }
 
 // SetGroup is called before anything starts.
@@ -61,17 +85,15 @@ func (e *Env) WaitFailed(ctx context.Context, name string) error {
 	}
 }
 
-// SetPKI is called by the component pki, before it is ready.
-func (e *Env) SetPKI(p *pki.PKI) { e.pki.Store(p) }
+// SetAccess is called by the component pki, before it is ready.
+func (e *Env) SetAccess(a Access) { e.access.Store(&a) }
 
-// PKI returns the certificates, once the component pki is ready.
-func (e *Env) PKI() *pki.PKI { return e.pki.Load() }
+// Access is known once the component pki is ready.
+func (e *Env) Access() Access { return *e.access.Load() }
 
-// RESTConfig returns a client configuration with the certificate that pick
-// chooses, once the component pki is ready.
-func (e *Env) RESTConfig(pick func(*pki.PKI) *pki.Leaf) *rest.Config {
-	p := e.PKI()
-	c := p.RESTConfig(pick(p), e.Host)
+// RESTConfig returns a client configuration, once the component pki is ready.
+func (e *Env) RESTConfig(r Role) *rest.Config {
+	c := e.Access().REST(r)
 	c.ContentType = "application/vnd.kubernetes.protobuf"
 	c.AcceptContentTypes = "application/vnd.kubernetes.protobuf,application/json"
 	c.UserAgent = "knarr/" + version.Get().Knarr
@@ -82,7 +104,7 @@ func (e *Env) RESTConfig(pick func(*pki.PKI) *pki.Leaf) *rest.Config {
 
 // Client returns a client for Knarr's own controllers, once pki is ready.
 func (e *Env) Client() (kubernetes.Interface, error) {
-	return kubernetes.NewForConfig(e.RESTConfig(func(p *pki.PKI) *pki.Leaf { return p.Knarr }))
+	return kubernetes.NewForConfig(e.RESTConfig(Knarr))
 }
 
 // Trim takes from an object what no informer of ours reads.

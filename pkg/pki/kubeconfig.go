@@ -80,6 +80,17 @@ func WriteKubeconfig(path string, k Kubeconfig, mode fs.FileMode, gid int) error
 	return replaceFile(path, text, mode, gid)
 }
 
+// WriteSecret makes path hold text, readable by its owner alone, in a folder that
+// exists. The file is replaced in one step, and only when something in it would
+// change.
+func WriteSecret(path string, text []byte) error {
+	const mode = 0o600
+	if holds(path, text, mode, -1) {
+		return nil
+	}
+	return replaceFile(path, text, mode, -1)
+}
+
 func holds(path string, text []byte, mode fs.FileMode, gid int) bool {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode() != mode {

@@ -18,7 +18,8 @@ import (
 type Leaf struct {
 	// Path holds both.
 	Path string
-	// CertPEM and KeyPEM are the two parts of the file.
+	// CertPEM and KeyPEM are the two parts of the file. Behind the API server's
+	// certificate CertPEM has that of its authority.
 	CertPEM, KeyPEM []byte
 	// TLS is ready to be used in a tls.Config; TLS.Leaf is the certificate.
 	TLS tls.Certificate
@@ -32,6 +33,9 @@ type request struct {
 	subject pkix.Name
 	usage   x509.ExtKeyUsage
 	names   names
+	// chained puts the authority's certificate behind the leaf's: who knows only
+	// its hash finds it in the handshake.
+	chained bool
 }
 
 // names are the subject's alternative names.
@@ -101,18 +105,40 @@ func ensureLeaf(dir *folder, r request, now time.Time) (*Leaf, error) {
 			return nil, fmt.Errorf("%s is damaged (%w): restore it from a backup, or delete it and start knarr again, which makes a new one", dir.path(r.file), err)
 		}
 		reason := r.mismatch(l.TLS.Leaf, now)
-		if reason == "" {
+		if reason == "" && r.complete(l) {
 			return l, nil
+		}
+		if reason == "" {
+			// The certificate and its key do as they are.
+			return writeLeaf(dir, r.file, r.join(l.TLS.Leaf.Raw, l.KeyPEM), "completed: it lacked the certificate of "+r.by.CertPath)
 		}
 		why = "renewed: " + reason
 	}
 	if text, err = r.sign(now); err != nil {
 		return nil, fmt.Errorf("make certificate %s: %w", dir.path(r.file), err)
 	}
-	if err := dir.write(r.file, text, why); err != nil {
+	return writeLeaf(dir, r.file, text, why)
+}
+
+func writeLeaf(dir *folder, file string, text []byte, why string) (*Leaf, error) {
+	if err := dir.write(file, text, why); err != nil {
 		return nil, err
 	}
-	return parseLeaf(dir.path(r.file), text)
+	return parseLeaf(dir.path(file), text)
+}
+
+// complete tells whether the file has the authority's certificate, if it should.
+func (r request) complete(l *Leaf) bool {
+	return !r.chained || len(l.TLS.Certificate) == 2 && bytes.Equal(l.TLS.Certificate[1], r.by.Cert.Raw)
+}
+
+// join is the content of a file with that certificate and key.
+func (r request) join(certDER, keyPEM []byte) []byte {
+	text := pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: certDER})
+	if r.chained {
+		text = append(text, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: r.by.Cert.Raw})...)
+	}
+	return append(text, keyPEM...)
 }
 
 func parseLeaf(path string, text []byte) (*Leaf, error) {
@@ -201,5 +227,5 @@ func (r request) sign(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: der}), keyPEM...), nil
+	return r.join(der, keyPEM), nil
 }

@@ -47,7 +47,9 @@ type PKI struct {
 	// ServiceAccount signs service-account tokens.
 	ServiceAccount *Key
 
-	// APIServer and KubeletServing are server certificates.
+	// APIServer and KubeletServing are server certificates. The API server's comes
+	// with that of ServerCA behind it, so that a machine which knows no more than
+	// the authority's hash can find it in the TLS handshake.
 	APIServer, KubeletServing *Leaf
 
 	// Admin (system:admin) and Knarr (system:knarr-controller), the controllers
@@ -118,15 +120,15 @@ func Ensure(cfg Config) (*PKI, error) {
 func (p *PKI) requests(cfg Config) []request {
 	const masters, nodes = "system:masters", "system:nodes"
 	node := "system:node:" + cfg.NodeName
-	server := func(leaf **Leaf, file, name, group string, san names) request {
-		return request{leaf, file, p.ServerCA, subject(name, group), x509.ExtKeyUsageServerAuth, san}
+	server := func(leaf **Leaf, file, name, group string, san names, chained bool) request {
+		return request{leaf, file, p.ServerCA, subject(name, group), x509.ExtKeyUsageServerAuth, san, chained}
 	}
 	client := func(leaf **Leaf, file, name, group string) request {
-		return request{leaf, file, p.ClientCA, subject(name, group), x509.ExtKeyUsageClientAuth, names{}}
+		return request{leaf, file, p.ClientCA, subject(name, group), x509.ExtKeyUsageClientAuth, names{}, false}
 	}
 	return []request{
-		server(&p.APIServer, "apiserver.pem", "kube-apiserver", "", apiServerNames(cfg)),
-		server(&p.KubeletServing, "kubelet-serving.pem", node, nodes, kubeletNames(cfg)),
+		server(&p.APIServer, "apiserver.pem", "kube-apiserver", "", apiServerNames(cfg), true),
+		server(&p.KubeletServing, "kubelet-serving.pem", node, nodes, kubeletNames(cfg), false),
 		client(&p.Admin, "admin.pem", "system:admin", masters),
 		client(&p.Knarr, "knarr.pem", "system:knarr-controller", masters),
 		client(&p.APIServerToKubelet, "apiserver-kubelet-client.pem", "kube-apiserver-kubelet-client", masters),
@@ -135,7 +137,7 @@ func (p *PKI) requests(cfg Config) []request {
 		client(&p.KubeProxy, "kube-proxy.pem", "system:kube-proxy", ""),
 		client(&p.Kubelet, "kubelet.pem", node, nodes),
 		client(&p.DNS, "dns.pem", "system:knarr-dns", ""),
-		{&p.FrontProxy, "front-proxy.pem", p.RequestHeaderCA, subject("system:auth-proxy", ""), x509.ExtKeyUsageClientAuth, names{}},
+		{&p.FrontProxy, "front-proxy.pem", p.RequestHeaderCA, subject("system:auth-proxy", ""), x509.ExtKeyUsageClientAuth, names{}, false},
 	}
 }
 

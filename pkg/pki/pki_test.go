@@ -3,6 +3,7 @@ package pki
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -316,8 +317,85 @@ func TestCertificateMadeAgainForAnAuthoritysKeyVouchesForItsLeaves(t *testing.T)
 	if err := os.Remove(p.ServerCA.CertPath); err != nil {
 		t.Fatal(err)
 	}
-	if p := ensure(t, cfg); !slices.Equal(p.Changes, []string{"server-ca.crt made for the key that was there"}) {
+	before := p.APIServer
+	p = ensure(t, cfg)
+	if !slices.Equal(p.Changes, []string{
+		"server-ca.crt made for the key that was there",
+		"apiserver.pem completed: it lacked the certificate of " + p.ServerCA.CertPath,
+	}) {
 		t.Errorf("changes: %q", p.Changes)
+	}
+	if !p.APIServer.TLS.Leaf.Equal(before.TLS.Leaf) {
+		t.Error("the API server's own certificate changed")
+	}
+}
+
+// TestAuthorityIsFoundInTheHandshakeByItsHash: what an agent does that knows
+// nothing else.
+func TestAuthorityIsFoundInTheHandshakeByItsHash(t *testing.T) {
+	p := ensure(t, testConfig(t))
+	want := sha256.Sum256(p.ServerCA.Cert.Raw)
+	shown := handshake(t, p.APIServer)
+	i := slices.IndexFunc(shown, func(c *x509.Certificate) bool { return sha256.Sum256(c.Raw) == want })
+	if i < 0 {
+		t.Fatalf("no certificate of %d has the authority's hash", len(shown))
+	}
+	found := x509.NewCertPool()
+	found.AddCert(shown[i])
+	if _, err := shown[0].Verify(x509.VerifyOptions{DNSName: "edge-1", Roots: found}); err != nil {
+		t.Error(err)
+	}
+	if shown := handshake(t, p.KubeletServing); len(shown) != 1 {
+		t.Errorf("a kubelet shows %d certificates", len(shown))
+	}
+}
+
+// handshake is what a client is shown that trusts nobody yet.
+func handshake(t *testing.T, leaf *Leaf) []*x509.Certificate {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(leaf.Path, leaf.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	here, there := net.Pipe()
+	defer here.Close()
+	defer there.Close()
+	go func() { _ = tls.Server(there, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake() }()
+	c := tls.Client(here, &tls.Config{InsecureSkipVerify: true})
+	if err := c.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return c.ConnectionState().PeerCertificates
+}
+
+// TestFileOfAnEarlierVersionIsCompleted: it had no authority in it. Certificate
+// and key stay, so that nobody who has them pinned is disturbed.
+func TestFileOfAnEarlierVersionIsCompleted(t *testing.T) {
+	cfg := testConfig(t)
+	p := ensure(t, cfg)
+	whole := contents(t, cfg.Dir)["apiserver.pem"]
+	authority := string(p.ServerCA.CertPEM)
+	for name, earlier := range map[string]string{
+		"no authority":       strings.Replace(whole, authority, "", 1),
+		"another's":          strings.Replace(whole, authority, string(p.ClientCA.CertPEM), 1),
+		"one more behind it": strings.Replace(whole, authority, authority+string(p.ClientCA.CertPEM), 1),
+	} {
+		if earlier == whole {
+			t.Fatalf("the authority is not in the file:\n%s", whole)
+		}
+		if err := os.WriteFile(p.APIServer.Path, []byte(earlier), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p := ensure(t, cfg)
+		if len(p.Changes) != 1 || !strings.HasPrefix(p.Changes[0], "apiserver.pem completed: ") {
+			t.Errorf("%s: changes: %q", name, p.Changes)
+		}
+		if got := contents(t, cfg.Dir)["apiserver.pem"]; got != whole {
+			t.Errorf("%s: the file is\n%s", name, got)
+		}
+		if p := ensure(t, cfg); len(p.Changes) != 0 {
+			t.Errorf("%s: changes at the next start: %q", name, p.Changes)
+		}
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 )
 
 // ErrNotRunning is in the error of Fetch when nobody serves the socket.
-var ErrNotRunning = errors.New("no knarr server runs here")
+var ErrNotRunning = errors.New("neither knarr server nor knarr agent runs here")
 
 // fetchTimeout holds when the caller's context has no deadline.
 const fetchTimeout = 10 * time.Second
@@ -63,9 +63,9 @@ func Fetch(ctx context.Context, socketPath string) (*Report, error) {
 func explain(err error, socketPath string) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: there is no socket %s (start one with knarr server, or name its folder)", ErrNotRunning, socketPath)
+		return fmt.Errorf("%w: there is no socket %s (start one, or name its folder)", ErrNotRunning, socketPath)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return fmt.Errorf("%w: socket %s refused the connection (its server was killed; knarr server starts it again)", ErrNotRunning, socketPath)
+		return fmt.Errorf("%w: socket %s refused the connection (its process was killed; start it again)", ErrNotRunning, socketPath)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("ask for status: socket %s is open to its owner only: run this command as root", socketPath)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -41,6 +41,37 @@ func printTable(w io.Writer, r *Report) error {
 	for _, c := range r.Components {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, readyAfter(c), age(r.At, c.Since), remark(c))
 	}
+	if err := t.Flush(); err != nil || r.Agent == nil {
+		return err
+	}
+	return printAgent(w, r)
+}
+
+func printAgent(w io.Writer, r *Report) error {
+	a := r.Agent
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	server := a.Server
+	if server == "" {
+		server = "none answers"
+	}
+	fmt.Fprintf(t, "\nnode\t%s\nserver\t%s\nlast contact\t%s ago\n", a.Node, server, age(r.At, a.LastContact))
+	if a.Offline {
+		fmt.Fprintln(t, "offline\tthe node lives by what it kept")
+	}
+	for _, c := range a.Certificates {
+		fmt.Fprintf(t, "%s certificate\texpires %s\n", c.Use, c.Expires.UTC().Format(time.RFC3339))
+	}
+	fmt.Fprintln(t, "\nSERVER\tSTATE\tTUNNEL\tLAST ERROR")
+	for _, s := range a.Servers {
+		tunnel, remark := "-", "-"
+		if !s.Tunnel.IsZero() {
+			tunnel = age(r.At, s.Tunnel)
+		}
+		if s.LastError != "" {
+			remark = strings.Join(strings.Fields(s.LastError), " ")
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", s.Address, s.State, tunnel, remark)
+	}
 	return t.Flush()
 }
 

@@ -16,7 +16,9 @@ import (
 type ServerOptions struct {
 	// Exe is the executable as a path in the host. Default: that of the host.
 	Exe string
-	// Args follow `knarr server`.
+	// Command is server (default) or agent.
+	Command string
+	// Args follow it.
 	Args []string
 	// Env is added to the environment: NAME=VALUE.
 	Env []string
@@ -61,7 +63,10 @@ func (h *Host) server(o ServerOptions) *lab.Cmd {
 	if o.Exe == "" {
 		o.Exe = h.Exe
 	}
-	args := append([]string{o.Exe, "server"}, o.Args...)
+	if o.Command == "" {
+		o.Command = "server"
+	}
+	args := append([]string{o.Exe, o.Command}, o.Args...)
 	env := append([]string{"NOTIFY_SOCKET=" + notifySocket}, o.Env...)
 	if len(o.Sockets) > 0 {
 		var names []string

@@ -34,25 +34,34 @@ func (h *Host) Shell(command string) string {
 // NewHost makes a lab of one host. Image archives are copied to where a server
 // imports them from. The caller closes the lab.
 func NewHost(ctx context.Context, name, exe string, archives []string) (*lab.Lab, *Host, error) {
-	exe, err := filepath.Abs(exe)
-	if err != nil {
-		return nil, nil, fmt.Errorf("find executable: %w", err)
-	}
 	l, err := lab.New(ctx, lab.Config{Name: name})
 	if err != nil {
 		return nil, nil, err
 	}
-	h, err := l.AddHost(ctx, lab.HostConfig{Name: "node", Binds: []lab.Bind{{Source: filepath.Dir(exe), Target: exeFolder, ReadOnly: true}}})
+	h, err := AddHost(ctx, l, "node", exe, archives)
 	if err != nil {
 		return nil, nil, errors.Join(err, l.Close())
+	}
+	return l, h, nil
+}
+
+// AddHost adds a host to a lab, such as one for an agent. It goes with the lab.
+func AddHost(ctx context.Context, l *lab.Lab, name, exe string, archives []string) (*Host, error) {
+	exe, err := filepath.Abs(exe)
+	if err != nil {
+		return nil, fmt.Errorf("find executable: %w", err)
+	}
+	h, err := l.AddHost(ctx, lab.HostConfig{Name: name, Binds: []lab.Bind{{Source: filepath.Dir(exe), Target: exeFolder, ReadOnly: true}}})
+	if err != nil {
+		return nil, err
 	}
 	host := &Host{Host: h, Exe: filepath.Join(exeFolder, filepath.Base(exe))}
 	for _, a := range archives {
 		if err := host.put(a); err != nil {
-			return nil, nil, errors.Join(err, l.Close())
+			return nil, errors.Join(err, h.Close())
 		}
 	}
-	return l, host, nil
+	return host, nil
 }
 
 func (h *Host) put(archive string) error {

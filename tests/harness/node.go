@@ -46,6 +46,10 @@ type Options struct {
 	// Exe is where in the host the server runs from a copy of its own, which a
 	// test may replace. Default: it runs the one under test itself.
 	Exe string
+	// Join makes the node an agent of that one's cluster, on its network, under the
+	// name given. Args follow `knarr agent --server …`.
+	Join *Node
+	Name string
 	// NoWait leaves it to the test to wait until the node is ready.
 	NoWait bool
 }
@@ -68,6 +72,7 @@ type Node struct {
 	REST   *rest.Config
 
 	lab       *lab.Lab
+	joins     *Node // whose cluster an agent joins
 	cgroups   []string
 	logPath   string
 	authority *authority // of registries that the host trusts
@@ -117,11 +122,18 @@ func New(ctx context.Context, o Options) (*Node, error) {
 	if images == nil {
 		images = []string{p.testImage}
 	}
-	l, host, err := throwaway.NewHost(ctx, "", p.exe, images)
+	n := &Node{Args: o.Args, Env: o.Env}
+	if o.Join != nil {
+		n.joins = o.Join
+		n.Args = append([]string{"--server", o.Join.URL()}, o.Args...)
+		n.Host, err = throwaway.AddHost(ctx, o.Join.lab, o.Name, p.exe, images)
+	} else {
+		n.lab, n.Host, err = throwaway.NewHost(ctx, "", p.exe, images)
+	}
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{Host: host, Exe: host.Exe, Args: o.Args, Env: o.Env, lab: l, cgroups: host.CgroupDirs()}
+	n.Exe, n.cgroups = n.Host.Exe, n.Host.CgroupDirs()
 	if o.Exe != "" {
 		if err := n.CopyExe(o.Exe, nil); err != nil {
 			return nil, errors.Join(err, n.Close())
@@ -158,10 +170,27 @@ func (n *Node) Connect(t testing.TB) {
 	})
 }
 
+// URL is where other hosts of the lab reach the API server.
+func (n *Node) URL() string { return fmt.Sprintf("https://%s:6443", n.Host.Addr()) }
+
+// Token is the server's own, by which agents join.
+func (n *Node) Token(t testing.TB) string {
+	t.Helper()
+	text, err := os.ReadFile(n.Host.Path("/var/lib/knarr/server/node-token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
 // connect makes the clients, from the kubeconfig that the server wrote.
 func (n *Node) connect() error {
 	if n.Client != nil {
 		return nil // a restart keeps the certificates
+	}
+	if n.joins != nil {
+		n.REST, n.Client = n.joins.REST, n.joins.Client
+		return nil
 	}
 	cfg, err := clientcmd.BuildConfigFromFlags("", n.Host.Kubeconfig())
 	if err != nil {
@@ -240,8 +269,14 @@ func (n *Node) Close() error {
 		}
 		p.Close()
 	}
-	errs = append(errs, n.lab.Close())
-	for _, path := range append(n.cgroups, n.lab.Dir()) {
+	left := n.cgroups
+	if n.joins != nil {
+		errs = append(errs, n.Host.Close())
+	} else {
+		errs = append(errs, n.lab.Close())
+		left = append(left, n.lab.Dir())
+	}
+	for _, path := range left {
 		if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("%s is left of the host", path))
 		}

@@ -38,7 +38,11 @@ func (n *Node) Launch() error {
 		return err
 	}
 	defer log.Close()
-	started, err := n.Host.Start(throwaway.ServerOptions{Exe: n.Exe, Args: n.Args, Env: n.Env, Output: log, Sockets: kept})
+	command := "server"
+	if n.joins != nil {
+		command = "agent"
+	}
+	started, err := n.Host.Start(throwaway.ServerOptions{Exe: n.Exe, Command: command, Args: n.Args, Env: n.Env, Output: log, Sockets: kept})
 	if err == nil {
 		n.server = started
 	}

@@ -34,9 +34,11 @@ type Config struct {
 	// Labels and Taints are set when the node registers: key=value, key=value:effect.
 	Labels, Taints []string
 	// ClientCA is the file whose authority may ask the kubelet; ServingCert is
-	// the file, certificate and key, that it serves with. They are called once
-	// the components of Needs are ready, as is Client.
+	// the file, certificate and key, that it serves with, or empty for the kubelet
+	// to ask the cluster for certificates and keep them in CertDir. They are called
+	// once the components of Needs are ready, as is Client.
 	ClientCA, ServingCert func() string
+	CertDir               string
 	// Client is how the kubelet reaches the API server.
 	Client func() *rest.Config
 	// CRI is the socket of the container runtime, without a scheme.
@@ -235,7 +237,11 @@ func (k *Kubelet) ours(flags *options.KubeletFlags, kc *kubeletconfig.KubeletCon
 	kc.Authentication.Webhook.Enabled = true
 	kc.Authentication.X509.ClientCAFile = c.ClientCA()
 	kc.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
-	kc.TLSCertFile, kc.TLSPrivateKeyFile = c.ServingCert(), c.ServingCert()
+	flags.CertDirectory = c.CertDir
+	if kc.TLSCertFile = c.ServingCert(); kc.TLSCertFile == "" {
+		kc.ServerTLSBootstrap = true
+	}
+	kc.TLSPrivateKeyFile = kc.TLSCertFile
 
 	// `knarr status` tells more, and this listener cannot be stopped.
 	kc.HealthzPort = 0

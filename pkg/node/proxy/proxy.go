@@ -39,6 +39,8 @@ type Config struct {
 	ClusterCIDRs []netip.Prefix
 	// Client is called once the components of Needs are ready.
 	Client func() (kubernetes.Interface, error)
+	// Needs names what must be ready first, besides nft in the bundle.
+	Needs []string
 	// SetSysctls sets the sizes and timeouts of the connection tracker and keeps the
 	// old values for whoever uninstalls. With nil they stay as they are.
 	SetSysctls func([]host.Sysctl) error
@@ -79,7 +81,7 @@ func New(cfg Config) (*Proxy, error) {
 func (p *Proxy) Name() string { return "kube-proxy" }
 
 // Needs implements component.Component.
-func (p *Proxy) Needs() []string { return []string{"apiserver-tls", "bundle"} }
+func (p *Proxy) Needs() []string { return append([]string{"bundle"}, p.cfg.Needs...) }
 
 // Tables names the tables that the proxy writes, as nft does ("ip kube-proxy").
 // Whoever sees one lose something calls Resync.

@@ -1,0 +1,245 @@
+package edge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// knows tells whether the store could answer.
+func (s *Store) knows(q question) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if q.verb == get || q.verb == token {
+		_, ok := s.x.objects[q.id]
+		return ok
+	}
+	sel, ok := s.x.selections[q.selection]
+	return ok && sel.complete && q.query.Get("continue") == "" && q.query.Get("resourceVersionMatch") != "Exact"
+}
+
+// answerOffline answers if no server can be reached; else it returns nil.
+func (s *Store) answerOffline(req *http.Request, q question) *http.Response {
+	off, changed := s.link.offline()
+	if !off {
+		return nil
+	}
+	resp, err := s.answer(req, q, changed)
+	if err != nil {
+		s.log.Warn("what this node keeps can't be told", "path", req.URL.Path, "err", err)
+		return nil
+	}
+	return resp
+}
+
+var errUnknown = errors.New("it is not kept")
+
+// answer makes the answer of a server. A watch is silent until back is closed.
+func (s *Store) answer(req *http.Request, q question, back <-chan struct{}) (*http.Response, error) {
+	switch q.verb {
+	case list:
+		return s.answerList(req, q)
+	case watch:
+		return s.answerWatch(req, q, back)
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	o, ok := s.x.objects[q.id]
+	if !ok {
+		return nil, errUnknown
+	}
+	value, err := s.value(o)
+	if err != nil {
+		return nil, err
+	}
+	text, err := encodeValue(value, q.json)
+	if err != nil {
+		return nil, err
+	}
+	status := http.StatusOK
+	if q.verb == token {
+		status = http.StatusCreated
+	}
+	return respond(req, q, status, text), nil
+}
+
+// contents are what the store has of a selection, and its resourceVersion, which
+// is remembered as told offline.
+func (s *Store) contents(q question) (*selection, string, [][]byte, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	sel, ok := s.x.selections[q.selection]
+	if !ok || !sel.complete {
+		return nil, "", nil, errUnknown
+	}
+	members := s.x.members(sel)
+	values := make([][]byte, len(members))
+	for i, o := range members {
+		var err error
+		if values[i], err = s.value(o); err != nil {
+			return nil, "", nil, err
+		}
+	}
+	rv := s.x.version(sel, members)
+	s.watchMu.Lock()
+	s.offered[q.selection] = rv
+	s.watchMu.Unlock()
+	return sel, rv, values, nil
+}
+
+func (s *Store) answerList(req *http.Request, q question) (*http.Response, error) {
+	sel, rv, values, err := s.contents(q)
+	if err != nil {
+		return nil, err
+	}
+	text, err := encodeList(sel.kind, rv, values, q.json)
+	if err != nil {
+		return nil, err
+	}
+	return respond(req, q, http.StatusOK, text), nil
+}
+
+// answerWatch goes on from the resourceVersion that is asked for, or begins with
+// what there is.
+func (s *Store) answerWatch(req *http.Request, q question, back <-chan struct{}) (*http.Response, error) {
+	w := &silence{ctx: req.Context(), back: back, end: s.link.ctx.Done(), closed: make(chan struct{}), least: time.Now().Add(shortWatch)}
+	from := q.query.Get("resourceVersion")
+	all := isTrue(q.query.Get("sendInitialEvents"))
+	s.watchMu.Lock()
+	offered := s.offered[q.selection]
+	s.watchMu.Unlock()
+	if all || from == "" || from == "0" || from == offered {
+		last, err := expired(q.json)
+		if err != nil {
+			return nil, err
+		}
+		w.last = last
+	}
+	if all || from == "" || from == "0" {
+		first, err := s.firstEvents(q, all)
+		if err != nil {
+			return nil, err
+		}
+		w.text = first
+	}
+	resp := respond(req, q, http.StatusOK, nil)
+	if !q.json {
+		resp.Header.Set("Content-Type", protobufType+";stream=watch")
+	}
+	resp.Body, resp.ContentLength = w, -1
+	return resp, nil
+}
+
+// firstEvents tell what there is; marked says that a bookmark ends them.
+func (s *Store) firstEvents(q question, marked bool) ([]byte, error) {
+	sel, rv, values, err := s.contents(q)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	for _, v := range values {
+		text, err := encodeValue(v, q.json)
+		if err == nil {
+			text, err = encodeEvent("ADDED", text, q.json)
+		}
+		if err != nil {
+			return nil, err
+		}
+		b.Write(text)
+	}
+	if marked {
+		text, err := bookmark(sel.kind, rv, q.json)
+		if err != nil {
+			return nil, err
+		}
+		b.Write(text)
+	}
+	return b.Bytes(), nil
+}
+
+func respond(req *http.Request, q question, status int, text []byte) *http.Response {
+	contentType := protobufType
+	if q.json {
+		contentType = jsonType
+	}
+	return &http.Response{
+		Status: fmt.Sprintf("%d %s", status, http.StatusText(status)), StatusCode: status,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+		Header:        http.Header{"Content-Type": {contentType}, "Date": {time.Now().UTC().Format(http.TimeFormat)}, keptHeader: {"kept"}},
+		Body:          io.NopCloser(bytes.NewReader(text)),
+		ContentLength: int64(len(text)),
+		Request:       req,
+	}
+}
+
+// keptHeader tells who looks closely that the answer is the store's.
+const keptHeader = "Knarr-Answer"
+
+// shortWatch is how long a watch must have lasted to end without client-go's
+// reflector taking it for a failure, which it backs off from.
+const shortWatch = 1100 * time.Millisecond
+
+// silence is the body of a watch in which nothing happens until a server is back.
+type silence struct {
+	ctx    context.Context
+	back   <-chan struct{}
+	end    <-chan struct{} // of the store
+	least  time.Time
+	once   sync.Once
+	closed chan struct{}
+
+	text []byte // to be read before anything else
+	last []byte // to be read when a server is back
+	over bool
+}
+
+func (w *silence) Read(p []byte) (int, error) {
+	if len(w.text) == 0 && !w.over {
+		if err := w.wait(); err != nil {
+			return 0, err
+		}
+		w.over, w.text = true, w.last
+	}
+	if len(w.text) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, w.text)
+	w.text = w.text[n:]
+	return n, nil
+}
+
+func (w *silence) wait() error {
+	select {
+	case <-w.back:
+	case <-w.end:
+		return io.EOF
+	case <-w.ctx.Done():
+		return w.ctx.Err()
+	case <-w.closed:
+		return http.ErrBodyReadAfterClose
+	}
+	if len(w.last) > 0 {
+		return nil
+	}
+	t := time.NewTimer(time.Until(w.least))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-w.end:
+	case <-w.ctx.Done():
+		return w.ctx.Err()
+	case <-w.closed:
+		return http.ErrBodyReadAfterClose
+	}
+	return nil
+}
+
+func (w *silence) Close() error {
+	w.once.Do(func() { close(w.closed) })
+	return nil
+}
