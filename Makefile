@@ -15,7 +15,7 @@ LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static \
 	-X $(p).gitVersion=$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitTreeState=clean \
 	-X $(p).gitCommit=$(COMMIT) -X $(p).buildDate=$(DATE))
 
-.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak long
+.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak scale long
 all: build
 
 deps:
@@ -101,8 +101,8 @@ lint: deps bundle
 
 test: build images csi
 	go test -race $(RACE)
-	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$')
-	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster' -- -timeout 40m
+	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$')
+	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos' -- -timeout 40m
 
 # Real nodes with hundreds of pods on two busy cores: what fails is tried once
 # more by itself, and shown; it has to pass then.
@@ -123,6 +123,11 @@ cuts: build images
 HOURS ?= 1
 soak: build images
 	go test -count=1 -timeout 0 -v -run 'TestSoak$$' ./tests/chaos -soak $(HOURS)h -soak-into $(CURDIR)/docs/testing.md
+
+# Hollow nodes against one real server; the figures go into docs/scale.md.
+NODES ?= 200
+scale: build images
+	go test -count=1 -timeout 60m -v ./tests/scale -nodes $(NODES) -into $(CURDIR)/docs/scale.md $(ARGS)
 
 # All that takes hours.
 long: chaos cuts soak test-cross

@@ -273,9 +273,15 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 		}
 	}()
 
+	moved, err := s.moved(runCtx)
+	if err != nil {
+		s.log.Warn("a change of this machine's address will need a restart", "err", err)
+	}
 	select {
 	case <-ctx.Done():
 	case <-hup:
+		restart = true
+	case <-moved:
 		restart = true
 	case err = <-c.Err():
 	case err = <-statusDone:

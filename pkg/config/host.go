@@ -44,14 +44,24 @@ func mainAddress(family int) (netip.Addr, error) {
 			return local.Addr(), nil
 		}
 	}
-	all, err := net.InterfaceAddrs()
+	links, err := net.Interfaces()
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("list the machine's addresses: %w", err)
+		return netip.Addr{}, fmt.Errorf("list the machine's links: %w", err)
 	}
-	for _, a := range all {
-		prefix, err := netip.ParsePrefix(a.String())
-		if err == nil && prefix.Addr().Is4() == (family == 4) && prefix.Addr().IsGlobalUnicast() {
-			return prefix.Addr(), nil
+	for _, l := range links {
+		// Cluster DNS has its address on the loopback link.
+		if l.Flags&net.FlagLoopback != 0 {
+			continue
+		}
+		all, err := l.Addrs()
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("list addresses of link %s: %w", l.Name, err)
+		}
+		for _, a := range all {
+			prefix, err := netip.ParsePrefix(a.String())
+			if err == nil && prefix.Addr().Is4() == (family == 4) && prefix.Addr().IsGlobalUnicast() {
+				return prefix.Addr(), nil
+			}
 		}
 	}
 	return netip.Addr{}, fmt.Errorf("the machine has no IPv%d address but loopback", family)

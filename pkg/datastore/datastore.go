@@ -94,10 +94,11 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(cfg.Path), 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of datastore: %w", err)
 	}
-	if err := reread(cfg.Path); err != nil {
+	unchanged, err := reread(cfg.Path)
+	if err != nil {
 		return nil, openError(cfg.Path, err)
 	}
-	if err := probe(ctx, cfg.Path, cfg.Driver); err != nil {
+	if err := probe(ctx, cfg.Path, cfg.Driver, unchanged); err != nil {
 		return nil, openError(cfg.Path, err)
 	}
 	told, undo := newMetrics(), func() {}
@@ -136,7 +137,9 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 
 	s.api = newBridge(s.backend, history, s.guard)
-	s.checkLarge(ctx)
+	if !unchanged {
+		s.checkLarge(ctx)
+	}
 	s.wg.Go(func() { s.keepLog(s.watched) })
 	s.wg.Go(s.mend)
 	return s, nil
@@ -273,7 +276,9 @@ func (s *Store) Close() {
 		_, err := s.checkpoint(context.Background(), "PASSIVE")
 		s.closeFile()
 		if err == nil && s.Err() == nil {
-			_ = os.WriteFile(cleanly(s.path), nil, 0o600) // see reread
+			if now, err := state(s.path); err == nil {
+				_ = os.WriteFile(cleanly(s.path), now, 0o600) // see reread
+			}
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package datastore
 
 import (
+	"bytes"
 	"context"
 	"database/sql/driver"
 	"errors"
@@ -405,23 +406,39 @@ func tryDisk(path string) error {
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-// cleanly is a file beside the store that says that it was closed in order. It
-// needs no flush: it tells of the page cache, which goes with the machine.
+// cleanly is a file beside the store that says that it was closed in order, and
+// what its files were like then. It needs no flush: it tells of the page cache,
+// which goes with the machine.
 func cleanly(path string) string { return path + "-closed" }
+
+// state tells a store's files from what becomes of them when anybody writes.
+func state(path string) ([]byte, error) {
+	var text []byte
+	for _, name := range []string{path, path + "-wal"} {
+		info, err := os.Stat(name)
+		if err != nil {
+			return nil, err
+		}
+		text = fmt.Appendf(text, "%d bytes of %d\n", info.Size(), info.ModTime().UnixNano())
+	}
+	return text, nil
+}
 
 // reread has the store's files read from the disk, unless the last one to use
 // them found the disk faultless: what it wrote after an error may be in the page
-// cache alone.
-func reread(path string) error {
+// cache alone. It tells whether nobody has written since that one closed them.
+func reread(path string) (unchanged bool, err error) {
+	then, _ := os.ReadFile(cleanly(path))
 	if err := os.Remove(cleanly(path)); err == nil {
-		return nil
+		now, err := state(path)
+		return err == nil && bytes.Equal(now, then), nil
 	}
 	for _, name := range []string{path, path + "-wal"} {
 		if err := forget(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("read from the disk: %w", err)
+			return false, fmt.Errorf("read from the disk: %w", err)
 		}
 	}
-	return nil
+	return false, nil
 }
 
 func forget(path string) error {

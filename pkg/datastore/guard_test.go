@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
@@ -189,6 +190,28 @@ func testStoreWhoseDiskFailedIsReadUntilItIsOpenedAnew(t *testing.T) {
 	}
 	_, c = open(t, path)
 	put(t, c, "/b/1", "x")
+}
+
+func TestStoreThatNobodyWroteToSinceItsCloseIsNotLookedThrough(t *testing.T) {
+	eachDriver(t, func(t *testing.T) {
+		path := filled(t)
+		if unchanged, err := reread(path); err != nil || !unchanged {
+			t.Errorf("closed in order: unchanged %v, %v", unchanged, err)
+		}
+		if unchanged, err := reread(path); err != nil || unchanged {
+			t.Errorf("the second start after that, as after a crash: unchanged %v, %v", unchanged, err)
+		}
+		for _, file := range []string{path, path + "-wal"} {
+			s, _ := open(t, path)
+			s.Close()
+			if err := os.Chtimes(file, time.Time{}, time.Now().Add(time.Minute)); err != nil {
+				t.Fatal(err)
+			}
+			if unchanged, err := reread(path); err != nil || unchanged {
+				t.Errorf("somebody wrote to %s: unchanged %v, %v", filepath.Base(file), unchanged, err)
+			}
+		}
+	})
 }
 
 func TestLogOfAStoreHasRoomFromTheFirstWrite(t *testing.T) {

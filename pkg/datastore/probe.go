@@ -26,8 +26,9 @@ func rescued(path string) string {
 
 // probe tells at once what kine's driver would try again for five minutes, or
 // would make worse: a file that is not a database, is damaged, or cannot be
-// written, and one that should be there and is not. It changes nothing.
-func probe(ctx context.Context, path, driver string) error {
+// written, and one that should be there and is not. It changes nothing. Files
+// that are unchanged since they were closed in order are not looked through.
+func probe(ctx context.Context, path, driver string, unchanged bool) error {
 	if _, err := os.Stat(rescued(path)); err == nil {
 		return advice(fmt.Sprintf("its file was removed or replaced while it was in use, and was saved: to go on with it, stop Knarr, "+
 			"move what else is in its folder away and `mv %s %s`; to begin with an empty cluster, move all of it away", rescued(path), path))
@@ -56,7 +57,7 @@ func probe(ctx context.Context, path, driver string) error {
 			return err
 		}
 	}
-	if info.Size() > checkedAtOnce {
+	if unchanged || info.Size() > checkedAtOnce {
 		return nil
 	}
 	return check(ctx, db)

@@ -85,21 +85,37 @@ func Inner(c net.Conn) net.Conn {
 // acknowledgement of a probe. It is false for what is not an open TCP
 // connection. Behind a proxy the peer is the proxy.
 func Heard(c net.Conn) (time.Duration, bool) {
-	sc, ok := Inner(c).(syscall.Conn)
+	info, ok := tcpInfo(c)
 	if !ok {
 		return 0, false
 	}
+	return time.Duration(min(info.Last_data_recv, info.Last_ack_recv)) * time.Millisecond, true
+}
+
+// tcpClose is TCP_CLOSE of the kernel's include/net/tcp_states.h.
+const tcpClose = 7
+
+// Gone tells whether nothing is left of c in the kernel: it was reset, or both
+// sides have closed it. A reset is reported to one system call only; a Read
+// after a Write that met it finds the end of data, as if all had been sent.
+func Gone(c net.Conn) bool {
+	info, ok := tcpInfo(c)
+	return ok && info.State == tcpClose
+}
+
+func tcpInfo(c net.Conn) (*unix.TCPInfo, bool) {
+	sc, ok := Inner(c).(syscall.Conn)
+	if !ok {
+		return nil, false
+	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return 0, false
+		return nil, false
 	}
 	var info *unix.TCPInfo
 	var failed error
 	err = raw.Control(func(fd uintptr) {
 		info, failed = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
-	if err != nil || failed != nil {
-		return 0, false
-	}
-	return time.Duration(min(info.Last_data_recv, info.Last_ack_recv)) * time.Millisecond, true
+	return info, err == nil && failed == nil
 }

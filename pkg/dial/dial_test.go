@@ -3,6 +3,7 @@ package dial
 import (
 	"crypto/tls"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"runtime"
@@ -139,6 +140,31 @@ func TestHeardTellsHowLongThePeerWasSilent(t *testing.T) {
 	defer b.Close()
 	if _, ok := Heard(a); ok {
 		t.Error("a pipe is heard")
+	}
+}
+
+func TestResetIsToldFromTheEndOfData(t *testing.T) {
+	client, server := pair(t, Dialer(), ListenConfig())
+	if Gone(client) {
+		t.Error("an open connection is gone")
+	}
+	server.(*net.TCPConn).CloseWrite()
+	if _, err := client.Read(make([]byte, 1)); err != io.EOF || Gone(client) {
+		t.Errorf("after the end of data: %v, gone: %t", err, Gone(client))
+	}
+
+	client, server = pair(t, Dialer(), ListenConfig())
+	server.(*net.TCPConn).SetLinger(0)
+	server.Close()
+	var err error
+	for err == nil {
+		_, err = client.Write([]byte("x"))
+	}
+	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("a Read after a Write that met the reset: %v (then Gone has no use any more)", err)
+	}
+	if !Gone(client) {
+		t.Error("a connection that was reset is not gone")
 	}
 }
 

@@ -76,8 +76,8 @@ type Store struct {
 	age  atomic.Uint64 // rises when everything is forgotten
 	done chan struct{} // closed once the worker has ended
 	shut atomic.Bool
-	// writes counts what was written, for tests: batches and bytes.
-	batches, bytes atomic.Int64
+	// What was written since Open, and the file's length.
+	batches, bytes, size atomic.Int64
 
 	mu sync.RWMutex // only the worker changes what it guards
 	x  *index
@@ -152,6 +152,7 @@ func (s *Store) open() error {
 		s.log.Info("the last change to what this node keeps was not written to its end, and is dropped", "bytes", n)
 	}
 	s.file, s.x = f, x
+	s.size.Store(f.Size())
 	if x.node != "" && x.node != s.cfg.Node {
 		s.log.Info("what was kept is of a node with another name, and is dropped", "was", x.node, "is", s.cfg.Node)
 		return s.reset()
@@ -242,8 +243,10 @@ type Status struct {
 	// Objects and Selections are how many are kept, of tokens too.
 	Objects    int `json:"objects"`
 	Selections int `json:"selections"`
-	// Bytes is the length of the file.
-	Bytes int64 `json:"bytes"`
+	// Bytes is the length of the file; Written is how many were written since
+	// Open.
+	Bytes   int64 `json:"bytes"`
+	Written int64 `json:"written"`
 	// Failing is set while what is to be kept can't be written.
 	Failing bool `json:"failing,omitempty"`
 }
@@ -263,10 +266,7 @@ func (s *Store) Status() Status {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	st.Objects, st.Selections = len(s.x.objects), len(s.x.selections)
-	if s.file != nil {
-		st.Bytes = s.file.Size()
-	}
-	st.Failing = s.failing
+	st.Failing, st.Written, st.Bytes = s.failing, s.bytes.Load(), s.size.Load()
 	return st
 }
 
@@ -276,7 +276,8 @@ func (s *Store) Status() Status {
 // and never twice within ten seconds.
 func (s *Store) Flush() error { return s.do(s.write) }
 
-// ForgetAll drops everything, also on disk: for a node that leaves its cluster.
+// ForgetAll drops everything, also on disk, and the key, without which the disk's
+// old blocks tell nothing: for a node that leaves its cluster.
 func (s *Store) ForgetAll() error { return s.do(s.reset) }
 
 // do has the worker do something, after what it has to do.
@@ -330,5 +331,6 @@ func (s *Store) reset() error {
 	if s.file, err = sealed.Open(s.path(fileName), key, s.x.replay); err != nil {
 		return fmt.Errorf("begin anew: %w", err)
 	}
+	s.size.Store(s.file.Size())
 	return nil
 }

@@ -84,6 +84,7 @@ func (s *Store) writeChanges() error {
 	}
 	s.batches.Add(1)
 	s.bytes.Add(s.file.Size() - before)
+	s.size.Store(s.file.Size())
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, o := range objects {
@@ -193,6 +194,7 @@ func (s *Store) rewrite() error {
 	}
 	s.batches.Add(1)
 	s.bytes.Add(file.Size())
+	s.size.Store(file.Size())
 	s.mu.Lock()
 	s.file.Close()
 	s.file = file

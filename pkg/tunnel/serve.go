@@ -6,7 +6,11 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
+
+	"github.com/knarr-dev/knarr/pkg/dial"
 )
 
 // serve carries what the server opens, until the link ends. It returns why.
@@ -38,8 +42,9 @@ func (c *Client) carry(ctx context.Context, s *conn) {
 	// With the tunnel everything ends, also what waits for the target.
 	defer context.AfterFunc(ctx, func() { target.Close() })()
 	var back sync.WaitGroup
-	back.Go(func() { fromTarget(s, target) })
-	toTarget(target, s)
+	var sent atomic.Bool // the target has all that the server sends
+	back.Go(func() { fromTarget(s, target, &sent) })
+	toTarget(target, s, &sent)
 	back.Wait()
 }
 
@@ -73,11 +78,14 @@ func (c *Client) reach(ctx context.Context, s *conn) (net.Conn, bool) {
 
 // toTarget carries the server's data. When the server has closed the connection,
 // or the tunnel has ended, the target is closed and the other direction ends.
-func toTarget(target net.Conn, s *conn) {
+func toTarget(target net.Conn, s *conn, sent *atomic.Bool) {
 	from := &reader{Conn: s}
 	_, err := io.Copy(target, from)
-	if half, ok := target.(interface{ CloseWrite() error }); ok && err == nil {
-		err = half.CloseWrite()
+	if err == nil {
+		sent.Store(true)
+		if half, ok := target.(interface{ CloseWrite() error }); ok {
+			err = half.CloseWrite()
+		}
 	}
 	if err != nil {
 		if from.err == nil {
@@ -90,10 +98,13 @@ func toTarget(target net.Conn, s *conn) {
 
 // fromTarget carries the target's data. When the target's connection breaks, the
 // server hears of that and does not take it for the end.
-func fromTarget(s *conn, target net.Conn) {
+func fromTarget(s *conn, target net.Conn, sent *atomic.Bool) {
 	from := &reader{Conn: target}
 	_, err := io.Copy(s, from)
 	switch {
+	case err == nil && !sent.Load() && dial.Gone(target):
+		err = syscall.ECONNRESET // toTarget met it
+		_ = s.say(kindAbort, err.Error())
 	case err == nil:
 		err = s.CloseWrite()
 	case from.err != nil:

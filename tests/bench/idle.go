@@ -11,8 +11,9 @@ const (
 )
 
 // idle measures a node that has nothing to do, in a window of time since its
-// start: nobody asks it anything meanwhile. It must be on a loop disk.
-func (n *node) idle(ctx context.Context, s *system, from, to time.Duration) error {
+// start: nobody asks it anything meanwhile. It must be on a loop disk. The
+// figures are those of the kind, idle or agent.
+func (n *node) idle(ctx context.Context, s *system, kind string, from, to time.Duration) error {
 	if err := n.restUntil(ctx, from); err != nil {
 		return err
 	}
@@ -46,12 +47,15 @@ func (n *node) idle(ctx context.Context, s *system, from, to time.Duration) erro
 		return err
 	}
 	written, minutes := disk2.since(disk), took.Minutes()
-	s.add("idle.cpu", 100*float64(cpu2-cpu)/float64(took))
-	s.add("idle.written", float64(written.bytes)/1024/minutes)
-	s.add("idle.writes", float64(written.requests)/minutes)
-	s.add("idle.flushes", float64(written.flushes)/minutes)
-	s.add("idle.pss", mebibytes(mem.pss))
-	s.add("idle.rss", mebibytes(mem.rss))
+	s.add(kind+".cpu", 100*float64(cpu2-cpu)/float64(took))
+	s.add(kind+".written", float64(written.bytes)/1024/minutes)
+	s.add(kind+".writes", float64(written.requests)/minutes)
+	s.add(kind+".flushes", float64(written.flushes)/minutes)
+	s.add(kind+".pss", mebibytes(mem.pss))
+	s.add(kind+".rss", mebibytes(mem.rss))
+	if kind != "idle" {
+		return nil
+	}
 	s.Memory = map[string]float64{}
 	for name, bytes := range mem.byProgram {
 		s.Memory[name] = mebibytes(bytes)

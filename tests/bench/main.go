@@ -52,7 +52,7 @@ type options struct {
 
 // kinds are what --only knows.
 func kinds() []string {
-	return []string{"start", "packed", "warm", "load", "normal", "restart", "idle", "size"}
+	return []string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "size"}
 }
 
 func main() {
@@ -79,7 +79,7 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.out, "out", "build/bench/results.json", "where to write the samples")
 	f.StringVar(&o.into, "into", "", "also put the tables into this Markdown file, between its markers")
 	f.IntVar(&o.runs, "runs", 5, "runs of each measurement")
-	f.IntVar(&o.idleRuns, "idle-runs", 0, "runs of idle, which take 3 minutes each for each system (default: runs)")
+	f.IntVar(&o.idleRuns, "idle-runs", 0, "runs of idle and agent, which take 3 minutes each for each system (default: runs)")
 	f.StringSliceVar(&o.only, "only", nil, "measure these alone: "+strings.Join(kinds(), ","))
 	f.BoolVar(&o.skipKnarr, "skip-knarr", false, "measure the peer alone")
 	f.BoolVar(&o.skipPeer, "skip-peer", false, "measure Knarr alone")

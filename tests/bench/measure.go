@@ -132,6 +132,9 @@ func (b *bench) round(ctx context.Context, s subject, i int) error {
 			_ = session(s, "restart", b.restarts)
 		}
 	}
+	if k, ok := s.(*knarr); ok && i < b.idleRuns && b.wants("agent") {
+		_ = session(s, "agent", func(ctx context.Context, n *node) error { return b.agent(ctx, k, n) })
+	}
 	if i < b.idleRuns && b.wants("idle") {
 		_ = session(s, "idle", b.idle)
 	}
@@ -265,7 +268,7 @@ func (b *bench) idle(ctx context.Context, n *node) error {
 	if _, err := n.timeStart(ctx); err != nil {
 		return err
 	}
-	return n.idle(ctx, b.results.of(n.subject.name()), idleFrom, idleTo)
+	return n.idle(ctx, b.results.of(n.subject.name()), "idle", idleFrom, idleTo)
 }
 
 // say tells on standard error how far things are; the figures go to standard

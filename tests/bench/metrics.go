@@ -53,6 +53,16 @@ func tables() []table {
 			{key: "idle.writes", title: "write requests", unit: "1/min"},
 			{key: "idle.flushes", title: "cache flushes", unit: "1/min"},
 		}},
+		{"An agent: a second machine joins; then idle, one pod, 120 s to 180 s after its start", []metric{
+			{key: "agent.node", title: "exec → joined, node Ready", unit: "s", limit: 1.5},
+			{key: "agent.running", title: "exec → first pod on it Running", unit: "s", limit: 2.5},
+			{key: "agent.pss", title: "memory of all processes, PSS", unit: "MiB"},
+			{key: "agent.knarr", title: "without shims and the pod", unit: "MiB", limit: 110},
+			{key: "agent.cpu", title: "CPU", unit: "% of a core", limit: 1},
+			{key: "agent.written", title: "written to disk", unit: "KiB/min", limit: 20},
+			{key: "agent.flushes", title: "cache flushes", unit: "1/min"},
+			{key: "agent.wire", title: "on the wire, both ways", unit: "KiB/s", limit: 3},
+		}},
 		{"2,000 ConfigMaps, 16 clients, durable", loadMetrics("load")},
 		{"The same with --datastore-synchronous=normal", loadMetrics("normal")},
 		{"Size", []metric{

@@ -35,7 +35,7 @@ func TestIdleCountsWhatAHostWritesAndUses(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := newResults(time.Now()).of("script")
-	if err := n.idle(t.Context(), s, 0, 200*time.Millisecond); err != nil {
+	if err := n.idle(t.Context(), s, "idle", 0, 200*time.Millisecond); err != nil {
 		t.Fatal(err)
 	}
 	for _, key := range []string{"idle.cpu", "idle.written", "idle.writes", "idle.flushes", "idle.pss", "idle.rss"} {

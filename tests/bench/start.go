@@ -73,7 +73,7 @@ func (n *node) timeStart(ctx context.Context) (milestones, error) {
 				return err
 			}
 			defer hangUp()
-			return n.note(&m.node, awaitNode(ctx, client))
+			return n.note(&m.node, awaitNode(ctx, client, ""))
 		})
 		return g.Wait()
 	})
@@ -168,12 +168,13 @@ func (n *node) awaitClient(ctx context.Context) (client *kubernetes.Clientset, h
 	return client, hangUp, err
 }
 
-func awaitNode(ctx context.Context, client kubernetes.Interface) error {
+// awaitNode waits for the node of that name, or with none for any.
+func awaitNode(ctx context.Context, client kubernetes.Interface, name string) error {
 	return await(ctx, "node Ready", func() (watch.Interface, error) {
 		return client.CoreV1().Nodes().Watch(ctx, metav1.ListOptions{})
 	}, func(object any) (bool, error) {
 		node, ok := object.(*corev1.Node)
-		if !ok {
+		if !ok || name != "" && node.Name != name {
 			return false, nil
 		}
 		for _, c := range node.Status.Conditions {

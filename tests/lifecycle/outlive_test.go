@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -52,11 +53,28 @@ func TestPodsOutliveTheServer(t *testing.T) {
 	w.answers(t)
 
 	t.Run("when it is stopped for ten seconds, and no log line is lost", w.stoppedForLong)
+	t.Run("when it is stopped while it starts", w.stoppedEarly)
 	t.Run("when it is killed", w.killed)
 	t.Run("when another build replaces it", w.replaced)
 	t.Run("when it restarts in place, and DNS queries wait", w.restartedInPlace)
 	t.Run("when systemd restarts it, and DNS queries wait", w.restartedBySystemd)
 	t.Run("when the machine reboots, with no address leaked", w.rebooted)
+}
+
+// stoppedEarly stops a server at moments at which it may be finding its pods.
+func (w *outliving) stoppedEarly(t *testing.T) {
+	w.whileAway(t, func() {
+		w.n.Stop(t)
+		for i := range 12 {
+			if err := w.n.Launch(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Duration(200+i*25) * time.Millisecond)
+			w.n.Signal(t, syscall.SIGTERM)
+			_ = w.n.Wait(t) // ended by the signal, if it was too early to be told of it
+		}
+		w.n.Resume(t)
+	})
 }
 
 type outliving struct {

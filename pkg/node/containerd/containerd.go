@@ -89,13 +89,18 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 	registerRedirected()
 	registerOrdered()
 	failed := make(chan struct{}, 1)
-	ctx = withoutExit(ctx, failed)
-	s, err := server.New(withRedirect(ctx, c.cfg.Redirect), cfg)
+	// containerd takes a shim that it can't ask for a dead one, and kills its pod:
+	// also when it can't since its own start was called off. So it finds them all,
+	// which takes milliseconds, before it hears of a stop.
+	own, end := context.WithCancel(withoutExit(context.WithoutCancel(ctx), failed))
+	defer end()
+	s, err := server.New(withRedirect(own, c.cfg.Redirect), cfg)
 	if err != nil {
 		return fmt.Errorf("create containerd: %w", err)
 	}
 	defer s.Stop()
-	if err := s.Start(ctx); err != nil {
+	defer context.AfterFunc(ctx, end)()
+	if err := s.Start(own); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
 	s.Wait()
