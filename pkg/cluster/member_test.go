@@ -164,7 +164,7 @@ func (m machine) asks(client kubernetes.Interface, signer string, template *x509
 		usage = certificatesv1.UsageServerAuth
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})
-	name, uid, err := csr.RequestCertificateWithContext(t.Context(), client, text, "", signer, nil, []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, usage}, key)
+	name, uid, err := csr.RequestCertificateWithContext(m.Context(), client, text, "", signer, nil, []certificatesv1.KeyUsage{certificatesv1.UsageDigitalSignature, usage}, key)
 	if err != nil {
 		return nil, err
 	}
