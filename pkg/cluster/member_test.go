@@ -214,13 +214,13 @@ func TestAMachineJoinsAndLeavesOverTheRealAPI(t *testing.T) {
 	if got := readCluster(t, ctx, node); got.Version == "" {
 		t.Errorf("a node is told %+v", got)
 	}
-	edge := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "edge-1"}}
-	edge, err = node.CoreV1().Nodes().Create(ctx, edge, metav1.CreateOptions{})
+	edge, err := node.CoreV1().Nodes().Create(ctx, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "edge-1"}}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	edge.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.7"}, {Type: corev1.NodeHostName, Address: "edge-1"}}
-	if _, err := node.CoreV1().Nodes().UpdateStatus(ctx, edge, metav1.UpdateOptions{}); err != nil {
+	// As a kubelet does: controllers write to the Node meanwhile.
+	patch := `{"status":{"addresses":[{"type":"InternalIP","address":"192.0.2.7"},{"type":"Hostname","address":"edge-1"}]}}`
+	if _, err := node.CoreV1().Nodes().Patch(ctx, "edge-1", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
 	}
 	servingKey := m.key()
