@@ -17,6 +17,13 @@ func (s *Store) work() {
 	timer := time.NewTimer(s.lim.settled)
 	defer timer.Stop()
 	for {
+		now := time.Now()
+		if !s.due.IsZero() && !now.Before(s.due) {
+			if err := s.write(); err != nil {
+				s.due = time.Now().Add(s.lim.retry)
+			}
+			continue
+		}
 		j, ok, over := s.jobs.pop()
 		switch {
 		case ok:
@@ -24,13 +31,6 @@ func (s *Store) work() {
 			continue
 		case over:
 			return
-		}
-		now := time.Now()
-		if !s.due.IsZero() && !now.Before(s.due) {
-			if err := s.write(); err != nil {
-				s.due = time.Now().Add(s.lim.retry)
-			}
-			continue
 		}
 		if !now.Before(s.sweepAt) {
 			s.sweepAt = now.Add(s.lim.settled)
