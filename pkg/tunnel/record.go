@@ -51,8 +51,9 @@ var (
 
 // conn is one connection through a tunnel, on either side.
 //
-// Deadlines are those of net.Conn, with one limit: a Write may overrun its own
-// while the tunnel itself does not get rid of data, until liveness ends that.
+// Deadlines are those of net.Conn, with one limit: Read (which tells the peer how
+// much it took) and Write may overrun theirs while the tunnel itself does not get
+// rid of what is queued, until liveness ends that.
 //
 // CloseWrite ends one direction. Close ends both: what was written before still
 // arrives, what the peer sends from then on is lost.

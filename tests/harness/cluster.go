@@ -46,7 +46,9 @@ func (n *Node) KubectlErr(args ...string) (string, error) {
 // Apply applies manifests; an empty namespace leaves it to them.
 func (n *Node) Apply(t testing.TB, namespace, manifest string) {
 	t.Helper()
-	args := []string{"apply", "-f", "-"}
+	// Validation has kubectl fetch the description of all types, each time: dozens
+	// of tests at once would mostly wait for that.
+	args := []string{"apply", "--validate=false", "-f", "-"}
 	if namespace != "" {
 		args = append(args, "-n", namespace)
 	}
