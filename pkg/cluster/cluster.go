@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 
 	"k8s.io/client-go/rest"
@@ -116,7 +117,7 @@ func (c *Cluster) ensurePKI(ctx context.Context, ready chan<- struct{}) error {
 	p, err := pki.Ensure(pki.Config{
 		Dir:           filepath.Join(cfg.ServerDir(), "tls"),
 		NodeName:      cfg.Node.Name,
-		NodeIPs:       append(cfg.Node.IPs[:len(cfg.Node.IPs):len(cfg.Node.IPs)], cfg.API.AdvertiseAddress),
+		NodeIPs:       append(slices.Concat(cfg.Node.IPs, cfg.Node.ExternalIPs), cfg.API.AdvertiseAddress),
 		Names:         cfg.API.TLSSANs,
 		ServiceIP:     cfg.APIServiceIP(),
 		ClusterDomain: cfg.Network.ClusterDomain,

@@ -108,6 +108,9 @@ type Node struct {
 	Name string
 	// IPs are the node's addresses. Default: the default route's source address.
 	IPs []netip.Addr
+	// ExternalIPs are addresses that others reach the node by from outside, those
+	// of a NAT in front of it for instance. They need not be the machine's own.
+	ExternalIPs []netip.Addr
 	// Labels and Taints are set when the node registers: key=value, key=value:effect.
 	Labels []string
 	Taints []string

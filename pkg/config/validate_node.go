@@ -19,6 +19,11 @@ func (k *checker) node(h Host) {
 			k.add(nth("node-ip", i), ip.String(), "is no address that others can reach", "give an address of this machine; \"ip address\" lists them")
 		}
 	}
+	for i, ip := range k.c.Node.ExternalIPs {
+		if !ip.IsGlobalUnicast() {
+			k.add(nth("node-external-ip", i), ip.String(), "is no address that others can reach", "give the address that leads to this machine from outside")
+		}
+	}
 	if ips := k.c.Node.IPs; len(ips) > 0 && k.c.Network.ClusterCIDR.IsValid() && ips[0].Is4() != k.c.Network.ClusterCIDR.Addr().Is4() {
 		k.add(at("node-ip", "cluster-cidr"), ips[0].String(), "is of another address family than cluster-cidr "+k.c.Network.ClusterCIDR.String(), "give an address of that family first")
 	}

@@ -84,6 +84,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	kl := kubelet.New(kubelet.Config{
 		NodeName:        c.Node.Name,
 		NodeIPs:         c.Node.IPs,
+		ExternalIPs:     c.Node.ExternalIPs,
 		Labels:          append([]string{"node.kubernetes.io/instance-type=knarr"}, c.Node.Labels...),
 		Taints:          c.Node.Taints,
 		ClientCA:        func() string { return env.Access().ClientCA },

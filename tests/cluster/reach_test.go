@@ -23,8 +23,10 @@ const behindNAT = `add table inet nat-in-between; add chain inet nat-in-between 
 // A node behind NAT: the server can begin no connection to it, nor do packets of
 // the pod network arrive.
 func TestServerReachesNodesThroughTheirTunnels(t *testing.T) {
-	server := harness.Start(t, harness.Options{})
-	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
+	// Certificates of a minute, which are renewed after 42 to 54 seconds.
+	server := harness.Start(t, harness.Options{Args: []string{"--kube-controller-manager-arg=cluster-signing-duration=60s"}})
+	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)},
+		Args: []string{"--node-external-ip", "192.0.2.77"}})
 	agent.Exec(t, nft, behindNAT)
 	ns := server.Namespace(t)
 	server.Create(t, ns, kube.Pod("there", on("edge-1"), kube.Shell(`i=0; while :; do echo line $i; i=$((i+1)); sleep 0.2; done`)),
@@ -61,7 +63,7 @@ func TestServerReachesNodesThroughTheirTunnels(t *testing.T) {
 		}
 		uses := map[string]bool{}
 		for _, c := range a.Certificates {
-			uses[c.Use] = time.Until(c.Expires) > time.Hour
+			uses[c.Use] = time.Until(c.Expires) > 0
 		}
 		if !uses["client"] || !uses["serving"] {
 			t.Errorf("certificates: %+v", a.Certificates)
@@ -97,5 +99,36 @@ func TestServerReachesNodesThroughTheirTunnels(t *testing.T) {
 			out, err := server.KubectlErr("logs", "-n", ns, "there", "--tail=1")
 			return strings.HasPrefix(out, "line "), err
 		})
+	})
+	t.Run("its address outside is told", func(t *testing.T) {
+		if out := server.Kubectl(t, "get", "node", "edge-1", "-o", `jsonpath={.status.addresses[?(@.type=="ExternalIP")].address}`); out != "192.0.2.77" {
+			t.Errorf("external addresses: %q", out)
+		}
+	})
+	t.Run("certificates are renewed while it runs", func(t *testing.T) {
+		expires := func(ctx context.Context) (map[string]time.Time, error) {
+			r, err := agent.StatusErr(ctx)
+			if err != nil {
+				return nil, err
+			}
+			all := map[string]time.Time{}
+			for _, c := range r.Agent.Certificates {
+				all[c.Use] = c.Expires
+			}
+			return all, nil
+		}
+		before, err := expires(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		agent.WaitFor(t, "both certificates to be renewed", func(ctx context.Context) (bool, error) {
+			now, err := expires(ctx)
+			return err == nil && now["client"].After(before["client"]) && now["serving"].After(before["serving"]), err
+		})
+		if out := server.Kubectl(t, "exec", "-n", ns, "there", "--", "cat", "/etc/hostname"); strings.TrimSpace(out) != "there" {
+			t.Errorf("exec: %q", out)
+		}
+		server.Create(t, ns, kube.Pod("after", on("edge-1")))
+		server.WaitPodRunning(t, ns, "after")
 	})
 }

@@ -38,6 +38,9 @@ func TestSmallNode(t *testing.T) {
 		"--kubelet-arg=eviction-pressure-transition-period=5s",
 		// What is measured each minute otherwise.
 		"--kubelet-arg=volume-stats-agg-period=1s",
+		// The disk, each quarter of a minute otherwise: a kubelet that has evicted a pod
+		// evicts another when what it knows of the disk is from before the files went.
+		"--kubelet-arg=housekeeping-interval=1s",
 		"--kubelet-arg=node-status-update-frequency=1s",
 	}})
 	n.Exec(t, "sh", "-c", smallDisk)

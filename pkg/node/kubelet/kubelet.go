@@ -31,6 +31,8 @@ import (
 type Config struct {
 	NodeName string
 	NodeIPs  []netip.Addr
+	// ExternalIPs are told in the Node's status as addresses of type ExternalIP.
+	ExternalIPs []netip.Addr
 	// Labels and Taints are set when the node registers: key=value, key=value:effect.
 	Labels, Taints []string
 	// ClientCA is the file whose authority may ask the kubelet; ServingCert is
@@ -104,6 +106,9 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 	// Given all three clients, upstream neither bootstraps nor rotates the
 	// client certificate itself, which would end the process when it expires.
 	if err := k.clients(deps, kc); err != nil {
+		return err
+	}
+	if err := k.addExternalIPs(ctx, deps); err != nil {
 		return err
 	}
 	k.podSources(ctx, deps, kc)
