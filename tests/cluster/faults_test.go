@@ -173,7 +173,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 		if member.Ended() {
 			t.Fatal("both were refused")
 		}
-		if err := refused.Wait(t); err == nil || !strings.Contains(refused.Log(t), "kubectl delete node twin") {
+		if err := refused.Wait(t); err == nil || !strings.Contains(refused.Log(t), "free it: kubectl delete") {
 			t.Errorf("it was refused without a word on how to free the name: %v\n%s", err, refused.Log(t))
 		}
 		member.Stop(t)
@@ -181,7 +181,8 @@ func TestClusterOutlivesFaults(t *testing.T) {
 	})
 	t.Run("its disk is wiped", func(t *testing.T) {
 		two.Stop(t)
-		two.Exec(t, "sh", "-c", "rm -rf /var/lib/knarr/agent/identity /var/lib/knarr/agent/kept")
+		two.Reboot(t)
+		two.Exec(t, "sh", "-c", "find /var/lib/knarr/agent -mindepth 1 -maxdepth 1 ! -name images -exec rm -rf {} +; rm -rf /var/lib/kubelet/* /var/lib/cni")
 		if err := two.Launch(); err != nil {
 			t.Fatal(err)
 		}
@@ -190,7 +191,10 @@ func TestClusterOutlivesFaults(t *testing.T) {
 		}
 		server.Kubectl(t, "delete", "node", "edge-2")
 		two.Resume(t)
-		server.WaitGone(t, ns, "on-2")
+		server.WaitPod(t, ns, "on-2", "to run anew", func(p *corev1.Pod) bool {
+			s := p.Status.ContainerStatuses
+			return len(s) == 1 && s[0].State.Running != nil && s[0].ContainerID != containers["on-2"]
+		})
 		runs(t, "after-wipe", "edge-2")
 	})
 }

@@ -168,7 +168,7 @@ func wanted(name string) bool {
 
 func serverPIDs(t *testing.T, n *harness.Node) []string {
 	t.Helper()
-	return strings.Fields(n.Exec(t, "sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' < $p/cmdline | grep -q 'knarr server' && echo ${p#/proc/}; done; true`))
+	return strings.Fields(n.Exec(t, "sh", "-c", `for p in /proc/[0-9]*; do tr '\0' ' ' < $p/cmdline | grep -q '^[^ ]*knarr server' && echo ${p#/proc/}; done; true`))
 }
 
 func pss(t *testing.T, n *harness.Node, pid string) float64 {

@@ -43,7 +43,7 @@ func (k *Kubelet) addExternalIPs(ctx context.Context, deps *upstream.Dependencie
 	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: deps.EventClient.Events("")})
 	deps.Recorder = &birthRecorder{
-		EventRecorder: broadcaster.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "kubelet", Host: k.cfg.NodeName}),
+		EventRecorderLogger: broadcaster.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "kubelet", Host: k.cfg.NodeName}),
 		born: sync.OnceFunc(func() {
 			at := unsafe.Add(unsafe.Pointer(made), field.Offset)
 			funcs := (*[]statusFunc)(at)
@@ -68,7 +68,7 @@ func externalIPs(ips []netip.Addr) statusFunc {
 
 // birthRecorder tells when the kubelet says that it starts.
 type birthRecorder struct {
-	record.EventRecorder
+	record.EventRecorderLogger
 	born func()
 }
 
@@ -76,5 +76,5 @@ func (r *birthRecorder) Eventf(object runtime.Object, eventtype, reason, format 
 	if reason == events.StartingKubelet {
 		r.born()
 	}
-	r.EventRecorder.Eventf(object, eventtype, reason, format, args...)
+	r.EventRecorderLogger.Eventf(object, eventtype, reason, format, args...)
 }
