@@ -36,10 +36,29 @@ var _ part.Part = Addons{}
 
 // Components implements part.Part.
 func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
-	c := env.Config
-	if slices.Contains(c.Disable, "dns") {
-		return nil, nil
+	var all []component.Spec
+	for _, addOn := range []struct {
+		name       string // as --disable has it
+		components func(*part.Env) ([]component.Spec, error)
+	}{
+		{"dns", a.dns},
+		{"servicelb", a.serviceLB},
+		{"local-storage", a.localStorage},
+	} {
+		if slices.Contains(env.Config.Disable, addOn.name) {
+			continue
+		}
+		specs, err := addOn.components(env)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, specs...)
 	}
+	return all, nil
+}
+
+func (a Addons) dns(env *part.Env) ([]component.Spec, error) {
+	c := env.Config
 	granted := make(chan struct{})
 	cfg := dns.Config{
 		REST:       func() (*rest.Config, error) { return env.RESTConfig(part.DNS), nil },
@@ -124,6 +143,10 @@ func apply(ctx context.Context, client kubernetes.Interface, o runtime.Object) e
 		_, err = client.RbacV1().ClusterRoles().Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
 	case *rbacv1.ClusterRoleBinding:
 		_, err = client.RbacV1().ClusterRoleBindings().Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
+	case *rbacv1.Role:
+		_, err = client.RbacV1().Roles(o.Namespace).Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
+	case *rbacv1.RoleBinding:
+		_, err = client.RbacV1().RoleBindings(o.Namespace).Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
 	case *corev1.Service:
 		_, err = client.CoreV1().Services(o.Namespace).Patch(ctx, o.Name, types.ApplyPatchType, data, opts)
 	default:

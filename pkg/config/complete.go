@@ -61,6 +61,9 @@ func (c *Config) normalize(k *checker) {
 	if c.Node.PodManifestPath == "" {
 		c.Node.PodManifestPath = filepath.Join(c.AgentDir(), "pod-manifests")
 	}
+	if c.LocalStoragePath == "" {
+		c.LocalStoragePath = filepath.Join(c.DataDir, "storage")
+	}
 }
 
 func (k *checker) absolute(name string, path *string) {

@@ -37,7 +37,10 @@ type Config struct {
 	// TokenFile holds the token instead. Complete reads it.
 	TokenFile string
 
-	// Disable names add-ons that are not started: dns.
+	// LocalStoragePath is the folder of volumes on each node, until the cluster says
+	// otherwise. Default <data-dir>/storage.
+	LocalStoragePath string
+	// Disable names add-ons that are not started: dns, local-storage, servicelb.
 	Disable []string
 	// DisableAgent runs the control plane only, with no node in this process.
 	DisableAgent bool
@@ -98,6 +101,9 @@ type Network struct {
 	FlannelBackend string
 	// FlannelIface is the link that flannel's packets leave by. Default: the default route's.
 	FlannelIface string
+	// ServiceLBPool are ranges of addresses for Services of type LoadBalancer; see
+	// LoadBalancerPool. Default: none.
+	ServiceLBPool []string
 	// DisableKubeProxy leaves Services to another program.
 	DisableKubeProxy bool
 }

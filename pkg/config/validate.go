@@ -101,6 +101,7 @@ func (k *checker) network() {
 	}
 	if !k.c.Agent {
 		k.nodePorts()
+		k.pool()
 	}
 	if l := n.FlannelIface; len(l) > 15 || strings.ContainsAny(l, "/ \t") {
 		k.add(at("flannel-iface"), strconv.Quote(l), "can't be a link's name", "\"ip link\" lists them")
@@ -158,6 +159,33 @@ func (k *checker) nodePorts() {
 	}
 	if port := k.c.API.Port; first <= port && port <= last {
 		k.add(at("service-node-port-range", "https-listen-port"), "service-node-port-range "+text, fmt.Sprintf("holds port %d of the API server, which a Service could take", port), "move one of them")
+	}
+}
+
+// pool checks each range of the load balancer's by itself, and then all together.
+func (k *checker) pool() {
+	for i, text := range k.c.Network.ServiceLBPool {
+		if _, err := addressRange(text); err != nil {
+			k.add(nth("servicelb-pool", i), strconv.Quote(text), err.Error(), "give the first and the last address, such as 192.0.2.10-192.0.2.20")
+			return
+		}
+	}
+	addrs, err := k.c.Network.LoadBalancerPool()
+	if err != nil {
+		k.add(at("servicelb-pool"), strings.Join(k.c.Network.ServiceLBPool, ","), err.Error(), "give fewer")
+		return
+	}
+	for _, addr := range addrs {
+		for _, taken := range []netip.Prefix{k.c.Network.ClusterCIDR, k.c.Network.ServiceCIDR} {
+			if taken.Contains(addr) {
+				k.add(at("servicelb-pool"), addr.String(), "lies in "+taken.String()+", which is the cluster's own", "give addresses of the nodes' network that nobody has")
+				return
+			}
+		}
+		if slices.Contains(k.c.Node.IPs, addr) {
+			k.add(at("servicelb-pool"), addr.String(), "is this node's own address", "leave it out")
+			return
+		}
 	}
 }
 

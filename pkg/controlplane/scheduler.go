@@ -66,6 +66,9 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 		return fmt.Errorf("set up scheduler: %w", err)
 	}
 	defer forgetConfigz("componentconfig")
+	if err := hasten(sched.Profiles); err != nil {
+		return err
+	}
 	known := func() bool { return sched.Cache.NodeCount() > 0 }
 	if sched.NextPod, err = afterFirstNode(ctx, cc.InformerFactory.Core().V1().Nodes().Informer(), known, sched.NextPod); err != nil {
 		return err

@@ -71,6 +71,6 @@ func loopbackNodePorts(env *part.Env) func(context.Context, chan<- struct{}) err
 		services := f.Core().V1().Services().Informer()
 		f.Start(ctx.Done())
 		defer f.Shutdown()
-		return nodeport.New(services, env.Log).Run(ctx, ready)
+		return nodeport.New(services, env.Config.Node.IPs, env.Log).Run(ctx, ready)
 	}
 }

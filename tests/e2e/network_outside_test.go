@@ -93,6 +93,9 @@ func localOutside(s *corev1.ServiceSpec) {
 	s.ExternalTrafficPolicy = corev1.ServiceExternalTrafficPolicyLocal
 }
 
+// anotherBalancer leaves a Service's addresses to the test.
+func anotherBalancer(s *corev1.ServiceSpec) { s.LoadBalancerClass = new("example.org/another") }
+
 func localInside(s *corev1.ServiceSpec) {
 	s.InternalTrafficPolicy = new(corev1.ServiceInternalTrafficPolicyLocal)
 }
@@ -202,8 +205,8 @@ func TestHealthCheckPortTellsWhetherANodeHasPods(t *testing.T) {
 func TestOutsideReachesWhatThePublishedAddressesLeadTo(t *testing.T) {
 	s := newServers(t,
 		kube.Service("external", kube.For("server"), kube.Port(8001, "http"), func(s *corev1.ServiceSpec) { s.ExternalIPs = []string{"192.0.2.81"} }),
-		kube.Service("balanced", kube.For("server"), kube.LoadBalancer, kube.Port(8002, "http"), localOutside),
-		kube.Service("guarded", kube.For("server"), kube.LoadBalancer, kube.Port(8003, "http"), func(s *corev1.ServiceSpec) {
+		kube.Service("balanced", kube.For("server"), kube.LoadBalancer, anotherBalancer, kube.Port(8002, "http"), localOutside),
+		kube.Service("guarded", kube.For("server"), kube.LoadBalancer, anotherBalancer, kube.Port(8003, "http"), func(s *corev1.ServiceSpec) {
 			s.LoadBalancerSourceRanges = []string{"198.51.100.0/24"}
 		}),
 		kube.Pod("port", kube.Serve(""), kube.HostPort(18081), kube.Container("udp", kube.Echo(7000), kube.HostPort(17081))))

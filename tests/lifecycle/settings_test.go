@@ -26,7 +26,7 @@ esac
 
 func TestSettingsOfUsersAreHonoured(t *testing.T) {
 	n := harness.Prepare(t, harness.Options{
-		Args: []string{"--disable=dns", "--datastore-driver=kine-sqlite", "--kube-scheduler-arg=config=/etc/knarr/scheduler.yaml", "--node-label=tier=edge", "--flannel-backend=host-gw", "--workqueue-metrics"},
+		Args: []string{"--disable=dns,servicelb,local-storage", "--datastore-driver=kine-sqlite", "--kube-scheduler-arg=config=/etc/knarr/scheduler.yaml", "--node-label=tier=edge", "--flannel-backend=host-gw", "--workqueue-metrics"},
 		// Nothing answers there: whoever of us uses it fails.
 		Env: []string{"HTTP_PROXY=http://127.0.0.1:9", "HTTPS_PROXY=http://127.0.0.1:9", "NO_PROXY=example.org"},
 		Files: map[string]string{
@@ -45,6 +45,9 @@ func TestSettingsOfUsersAreHonoured(t *testing.T) {
 	}
 	if services := n.Kubectl(t, "get", "services", "-A", "-o", "name"); strings.TrimSpace(services) != "service/kubernetes" {
 		t.Errorf("DNS was disabled, the services are %s", services)
+	}
+	if classes := n.Kubectl(t, "get", "storageclasses", "-o", "name"); classes != "" {
+		t.Errorf("local-storage was disabled, the StorageClasses are %s", classes)
 	}
 	if labels := n.Kubectl(t, "get", "node", "node", "-o", "jsonpath={.metadata.labels}"); !strings.Contains(labels, `"tier":"edge"`) || strings.Contains(labels, `"from"`) {
 		t.Errorf("flags beat files, the node's labels are %s", labels)

@@ -1,4 +1,5 @@
-// Package nodeport lets `curl localhost:<nodePort>` work on the node.
+// Package nodeport lets `curl localhost:<nodePort>` work on the node, and `curl
+// localhost:<port>` for Services of type LoadBalancer that have the node's address.
 //
 // kube-proxy's nftables mode leaves the loopback addresses out, since packets
 // that come from them can't be sent on. So this package listens there itself
@@ -13,7 +14,9 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -26,12 +29,14 @@ import (
 // otherProxyLabel marks a Service that kube-proxy leaves to another proxy.
 const otherProxyLabel = "service.kubernetes.io/service-proxy-name"
 
-// Forwarder listens on 127.0.0.1 and ::1 for the node ports of all Services,
-// TCP and UDP, for as long as each exists. An address of the loopback interface
+// Forwarder listens on 127.0.0.1 and ::1 for the node ports of all Services, and
+// for the ports of those that are published at an address of this node, TCP and
+// UDP, for as long as each exists. An address of the loopback interface
 // that is not up is left out. Connections that stand when a Service goes are
 // left to their endpoints, as kube-proxy does.
 type Forwarder struct {
 	services cache.SharedIndexInformer
+	addrs    []netip.Addr // the node's
 	needs    []string
 	log      *slog.Logger
 
@@ -43,10 +48,11 @@ type Forwarder struct {
 
 var _ component.Component = (*Forwarder)(nil)
 
-// New returns a forwarder for the Services that the informer sees. Whoever owns
-// the informer runs it. Needs names what must be ready first.
-func New(services cache.SharedIndexInformer, log *slog.Logger, needs ...string) *Forwarder {
-	return &Forwarder{services: services, needs: needs, log: log}
+// New returns a forwarder for the Services that the informer sees, on a node with
+// these addresses. Whoever owns the informer runs it. Needs names what must be
+// ready first.
+func New(services cache.SharedIndexInformer, addrs []netip.Addr, log *slog.Logger, needs ...string) *Forwarder {
+	return &Forwarder{services: services, addrs: addrs, needs: needs, log: log}
 }
 
 // Name implements component.Component.
@@ -148,7 +154,7 @@ func (f *Forwarder) settle(ctx context.Context, tasks *sync.WaitGroup) {
 			continue
 		}
 		f.taken[at] = true
-		f.log.Warn("node port does not answer on the loopback address; free the port, it is tried again when a Service changes",
+		f.log.Warn("a Service's port does not answer on the loopback address; free the port, it is tried again when a Service changes",
 			"service", to.service, "address", at.addr, "network", at.network, "err", err)
 	}
 }
@@ -161,9 +167,10 @@ func (f *Forwarder) wanted() map[front]back {
 		if !ok || s.Labels[otherProxyLabel] != "" || s.Spec.Type == corev1.ServiceTypeExternalName {
 			continue
 		}
+		published := f.published(s)
 		for _, p := range s.Spec.Ports {
 			network := networkOf(p.Protocol)
-			if p.NodePort == 0 || network == "" {
+			if network == "" {
 				continue
 			}
 			for _, loopback := range []netip.Addr{netip.AddrFrom4([4]byte{127, 0, 0, 1}), netip.IPv6Loopback()} {
@@ -171,12 +178,39 @@ func (f *Forwarder) wanted() map[front]back {
 				if !ok {
 					continue
 				}
-				at := front{network: network, addr: netip.AddrPortFrom(loopback, uint16(p.NodePort))}
-				want[at] = back{addr: netip.AddrPortFrom(ip, uint16(p.Port)), service: s.Namespace + "/" + s.Name}
+				to := back{addr: netip.AddrPortFrom(ip, uint16(p.Port)), service: s.Namespace + "/" + s.Name}
+				if p.NodePort != 0 {
+					want[front{network: network, addr: netip.AddrPortFrom(loopback, uint16(p.NodePort))}] = to
+				}
+				if published {
+					want[front{network: network, addr: netip.AddrPortFrom(loopback, uint16(p.Port))}] = to
+				}
 			}
 		}
 	}
 	return want
+}
+
+// published tells whether a Service is served at an address of this node, for the
+// node itself too.
+func (f *Forwarder) published(s *corev1.Service) bool {
+	here := func(text string) bool {
+		addr, err := netip.ParseAddr(text)
+		return err == nil && slices.Contains(f.addrs, addr)
+	}
+	if s.Spec.Type != corev1.ServiceTypeLoadBalancer || !slices.ContainsFunc(s.Status.LoadBalancer.Ingress, func(in corev1.LoadBalancerIngress) bool {
+		return here(in.IP) && (in.IPMode == nil || *in.IPMode == corev1.LoadBalancerIPModeVIP)
+	}) {
+		return false
+	}
+	if len(s.Spec.LoadBalancerSourceRanges) == 0 {
+		return true
+	}
+	// As kube-proxy takes it at the node's address.
+	return slices.ContainsFunc(s.Spec.LoadBalancerSourceRanges, func(text string) bool {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		return err == nil && (slices.ContainsFunc(f.addrs, p.Contains) || p.Contains(netip.AddrFrom4([4]byte{127, 0, 0, 1})))
+	})
 }
 
 func networkOf(p corev1.Protocol) string {

@@ -53,7 +53,7 @@ func startNode(t *testing.T, services ...*corev1.Service) *node {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	factory := informers.NewSharedInformerFactory(n.client, 0)
-	f := New(factory.Core().V1().Services().Informer(), slog.New(slog.NewTextHandler(n.log, nil)))
+	f := New(factory.Core().V1().Services().Informer(), nil, slog.New(slog.NewTextHandler(n.log, nil)))
 	factory.StartWithContext(ctx)
 	ready, ended := make(chan struct{}), make(chan error, 1)
 	go func() { ended <- f.Run(ctx, ready) }()
