@@ -15,7 +15,7 @@ LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static \
 	-X $(p).gitVersion=$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitTreeState=clean \
 	-X $(p).gitCommit=$(COMMIT) -X $(p).buildDate=$(DATE))
 
-.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak scale long
+.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak scale long certificates rules vuln fuzz
 all: build
 
 deps:
@@ -129,8 +129,27 @@ NODES ?= 200
 scale: build images
 	go test -count=1 -timeout 60m -v ./tests/scale -nodes $(NODES) -into $(CURDIR)/docs/scale.md $(ARGS)
 
+# Ten lives of a server's certificates, a minute each.
+certificates: build images
+	go test -count=1 -timeout 30m -v -run CertificatesRenew ./tests/lifecycle -life 1m -lives 10
+
+# The alert rules in contrib, by Prometheus' own tool.
+rules:
+	@scripts/deps.sh rules
+	promtool check rules contrib/prometheus/*.yaml
+
+# Known vulnerabilities in what is linked in. CI reaches no database of them.
+VULNDB ?= https://vuln.go.dev
+vuln:
+	go run golang.org/x/vuln/cmd/govulncheck@v1.1.4 -db $(VULNDB) ./cmd/knarr
+
+# A minute for each parser of what strangers send.
+fuzz:
+	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' pkg); do for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
+		echo "$$name in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime 1m ./$$(dirname $$f) || exit 1; done; done
+
 # All that takes hours.
-long: chaos cuts soak test-cross
+long: chaos cuts soak test-cross certificates rules fuzz
 
 clean:
 	rm -rf build dist

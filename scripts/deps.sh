@@ -1,7 +1,8 @@
 #!/bin/sh
 # Installs the Debian packages that building and testing Knarr needs, if any is
 # missing. Needs root only then. With "cross", those for building and emulating
-# other machines as well; with "vm", those for a virtual machine.
+# other machines as well; with "vm", those for a virtual machine; with "rules",
+# Prometheus' tool that checks alert rules.
 set -eu
 
 # Building: the first line. Running a node, and testing one: the others.
@@ -12,6 +13,7 @@ packages="
 case ${1-} in
 cross) packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static" ;;
 vm) packages="$packages qemu-system-x86 qemu-utils debootstrap debian-archive-keyring" ;;
+rules) packages="$packages prometheus" ;;
 esac
 
 if ! command -v apt-get >/dev/null; then

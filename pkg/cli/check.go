@@ -31,11 +31,15 @@ func newCheck(c Commands) *cobra.Command {
 			"what to do. Give it the flags, variables and files that the server gets.\n" +
 			"Nothing is changed, except that missing kernel modules are loaded.\n\n" +
 			"The exit code is 0 if all is well or there are but warnings, 1 if a server\n" +
-			"would not start here, and 2 if the configuration is wrong.",
+			"would not start here, and 2 if the configuration is wrong.\n\n" +
+			"With --cis it judges the server that runs here by each item of the CIS\n" +
+			"Kubernetes Benchmark, and exits with 1 if one fails.",
 		Example: "  # a table to read\n" +
 			"  sudo knarr check\n\n" +
 			"  # for a program, with another configuration\n" +
-			"  sudo knarr check --config /srv/knarr.yaml -o json",
+			"  sudo knarr check --config /srv/knarr.yaml -o json\n\n" +
+			"  # a running server, by the CIS benchmark\n" +
+			"  sudo knarr check --cis",
 		Args:                  noArguments,
 		DisableFlagsInUseLine: true,
 		ValidArgsFunction:     cobra.NoFileCompletions,
@@ -48,10 +52,17 @@ func newCheck(c Commands) *cobra.Command {
 			all[i].Short = ""
 		}
 	}
+	benchmark := cmd.Flags().Bool("cis", false, "check the server that runs here by the CIS benchmark instead")
 	given := bindOptions(cmd, all)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, warnings, err := config.Load(config.Sources{Flags: *given, Environ: os.Environ()})
 		err = errors.Join(err, cfg.Complete(c.Host()))
+		if *benchmark {
+			if err != nil {
+				return &usageError{err}
+			}
+			return checkBenchmark(cmd.Context(), cmd.OutOrStdout(), cfg, *output)
+		}
 		report := checkConfiguration(warnings, err)
 		code := ExitUsage
 		if err == nil {

@@ -88,7 +88,7 @@ func New(c Commands) *cobra.Command {
 	if c.Check != nil {
 		root.AddCommand(newCheck(c))
 	}
-	root.AddCommand(newStatus(), newStore(), newToken(), newVersion(c.Version), newCompletion())
+	root.AddCommand(newStatus(), newCertificate(), newSupportBundle(c.Version), newStore(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
 	if len(c.Internal) > 0 {
 		internal := &cobra.Command{Use: "internal", Short: "What Knarr calls itself with", Hidden: true}

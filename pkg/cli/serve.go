@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -230,6 +231,7 @@ type instance interface {
 	Err() <-chan error
 	Close()
 	Status() status.Report
+	Routes(*http.ServeMux)
 }
 
 func (s *server) instance() (instance, error) {
@@ -255,7 +257,7 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 	// The status outlives the components, so that it tells how they stop.
 	statusCtx, stopStatus := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopStatus()
-	told := &status.Server{Socket: s.cfg.StatusSocket(), Report: c.Status, Log: s.log}
+	told := &status.Server{Socket: s.cfg.StatusSocket(), Report: c.Status, Routes: c.Routes, Log: s.log}
 	statusDone := make(chan error, 1)
 	go func() { statusDone <- told.Run(statusCtx, make(chan struct{})) }()
 

@@ -32,6 +32,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/join"
 	"github.com/knarr-dev/knarr/pkg/loadbalancer"
 	"github.com/knarr-dev/knarr/pkg/part"
+	"github.com/knarr-dev/knarr/pkg/pki"
 	"github.com/knarr-dev/knarr/pkg/status"
 	"github.com/knarr-dev/knarr/pkg/tunnel"
 	"github.com/knarr-dev/knarr/pkg/version"
@@ -104,6 +105,9 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 	}
 	a.env.SetGroup(group)
 	a.process = newProcess(group, func() error { return nil })
+	a.metrics = &metrics{report: a.Status, certificates: func() ([]pki.Entry, error) {
+		return pki.Inventory(time.Now(), "", filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
+	}}
 	return a, nil
 }
 

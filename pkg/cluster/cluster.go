@@ -10,10 +10,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
-	"sync/atomic"
+	"time"
 
 	"k8s.io/client-go/rest"
 
@@ -22,6 +22,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/controlplane"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
+	"github.com/knarr-dev/knarr/pkg/status"
 )
 
 // Config is a cluster's configuration and its parts.
@@ -37,10 +38,11 @@ type Config struct {
 // Cluster is a control plane with its parts.
 type Cluster struct {
 	*process
-	cfg   Config
-	env   *part.Env
-	host  string
-	certs atomic.Pointer[pki.PKI]
+	cfg      Config
+	env      *part.Env
+	host     string
+	certs    *certificates
+	settings controlplane.Settings
 }
 
 // New checks how the parts fit together. Nothing starts, nothing is changed.
@@ -48,17 +50,24 @@ func New(cfg Config) (*Cluster, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Cluster{cfg: cfg}
+	c := &Cluster{cfg: cfg, certs: newCertificates(cfg)}
 	c.env = &part.Env{Config: cfg.Config, Log: cfg.Log, Answering: "apiserver-tls", Serving: "apiserver"}
 	cp := controlplane.Config{
-		Config: cfg.Config,
-		PKI:    c.pki,
-		Dir:    filepath.Join(cfg.Config.ServerDir(), "run"),
-		CSI:    &c.env.CSI,
+		Config:   cfg.Config,
+		PKI:      c.pki,
+		Access:   c.certs.access,
+		Settings: &c.settings,
+		Dir:      filepath.Join(cfg.Config.ServerDir(), "run"),
+		CSI:      &c.env.CSI,
 	}
 	c.host = cp.Host()
+	c.certs.host = c.host
 	members := c.membership()
 	cp.Admit = members.Handler
+	cp.Handlers = map[string]http.Handler{}
+	for _, path := range HealthPaths() {
+		cp.Handlers[path] = healthHandler(func() status.Report { return c.Status() })
+	}
 
 	api := controlplane.NewAPIServer(cp, cfg.Log)
 	specs := []component.Spec{
@@ -90,6 +99,9 @@ func New(cfg Config) (*Cluster, error) {
 		}
 		return nil
 	})
+	c.metrics = &metrics{report: c.Status, certificates: func() ([]pki.Entry, error) {
+		return pki.Inventory(time.Now(), c.certs.cfg.Dir, filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
+	}}
 	return c, nil
 }
 
@@ -100,43 +112,30 @@ func (c *Cluster) RESTConfig() *rest.Config {
 }
 
 // pki returns the certificates, once the component pki is ready.
-func (c *Cluster) pki() *pki.PKI { return c.certs.Load() }
+func (c *Cluster) pki() *pki.PKI { return c.certs.current() }
 
 // access is that of the control plane's own machine.
-func (c *Cluster) access(p *pki.PKI) part.Access {
-	leaves := map[part.Role]*pki.Leaf{part.Knarr: p.Knarr, part.Kubelet: p.Kubelet, part.KubeProxy: p.KubeProxy, part.DNS: p.DNS}
+func (c *Cluster) access() part.Access {
+	p := c.pki()
 	return part.Access{
-		REST:           func(r part.Role) *rest.Config { return p.RESTConfig(leaves[r], c.host) },
+		REST:           func(r part.Role) *rest.Config { return c.certs.access(clientOf(r)) },
 		ClientCA:       p.ClientCA.CertPath,
 		KubeletServing: p.KubeletServing.Path,
 	}
 }
 
 func (c *Cluster) ensurePKI(ctx context.Context, ready chan<- struct{}) error {
-	cfg := c.cfg.Config
-	p, err := pki.Ensure(pki.Config{
-		Dir:           filepath.Join(cfg.ServerDir(), "tls"),
-		NodeName:      cfg.Node.Name,
-		NodeIPs:       append(slices.Concat(cfg.Node.IPs, cfg.Node.ExternalIPs), cfg.API.AdvertiseAddress),
-		Names:         cfg.API.TLSSANs,
-		ServiceIP:     cfg.APIServiceIP(),
-		ClusterDomain: cfg.Network.ClusterDomain,
-	})
-	if err != nil {
+	if err := c.certs.ensure(false); err != nil {
 		return err
 	}
-	for _, change := range p.Changes {
-		c.cfg.Log.Debug("certificate", "change", change)
-	}
-	c.certs.Store(p)
-	c.env.SetAccess(c.access(p))
+	c.env.SetAccess(c.access())
 	close(ready)
-	<-ctx.Done()
+	c.certs.renew(ctx)
 	return nil
 }
 
 func (c *Cluster) writeKubeconfig(ctx context.Context, ready chan<- struct{}) error {
-	k, p := c.cfg.Config.Kubeconfig, c.pki()
+	k := c.cfg.Config.Kubeconfig
 	gid, err := k.GID()
 	if err != nil {
 		return err
@@ -144,10 +143,18 @@ func (c *Cluster) writeKubeconfig(ctx context.Context, ready chan<- struct{}) er
 	if err := os.MkdirAll(filepath.Dir(k.Path), 0o755); err != nil {
 		return fmt.Errorf("create folder of kubeconfig (--write-kubeconfig): %w", err)
 	}
-	if err := pki.WriteKubeconfig(k.Path, p.Kubeconfig(p.Admin, c.host), os.FileMode(k.Mode), gid); err != nil {
-		return err
+	for first := true; ; first = false {
+		p, renewed := c.certs.follow()
+		if err := pki.WriteKubeconfig(k.Path, p.Kubeconfig(p.Admin, c.host), os.FileMode(k.Mode), gid); err != nil {
+			return err
+		}
+		if first {
+			close(ready)
+		}
+		select {
+		case <-renewed:
+		case <-ctx.Done():
+			return nil
+		}
 	}
-	close(ready)
-	<-ctx.Done()
-	return nil
 }

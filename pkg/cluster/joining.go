@@ -29,7 +29,7 @@ func (c *Cluster) membership() *membership.Membership {
 		Needs:  []string{"apiserver-tls"},
 		Certificates: func() membership.Certificates {
 			p := c.pki()
-			return membership.Certificates{ClientCA: p.ClientCA.Cert, Serving: p.APIServer.TLS.Leaf, Own: p.Kubelet.TLS.Leaf}
+			return membership.Certificates{ClientCA: p.ClientCA.Cert, Serving: p.APIServer.TLS.Leaf, Own: c.certs.own()}
 		},
 		Log: c.cfg.Log,
 	})

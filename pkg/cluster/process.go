@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"k8s.io/component-base/metrics/legacyregistry"
+
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/status"
 	"github.com/knarr-dev/knarr/pkg/version"
@@ -14,6 +16,8 @@ import (
 type process struct {
 	group   *component.Group
 	prepare func() error
+	// metrics are those of legacyregistry while it runs.
+	metrics *metrics
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -36,9 +40,14 @@ func (p *process) Start(ctx context.Context) error {
 	if err := p.prepare(); err != nil {
 		return err
 	}
+	// Of two clusters in one process, the first is told of.
+	registered := p.metrics != nil && legacyregistry.Registerer().Register(p.metrics) == nil
 	ctx, p.cancel = context.WithCancel(ctx)
 	go func() {
 		defer close(p.done)
+		if registered {
+			defer legacyregistry.Registerer().Unregister(p.metrics)
+		}
 		if err := p.group.Run(ctx); err != nil {
 			p.err <- err
 		}

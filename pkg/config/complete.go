@@ -17,6 +17,7 @@ func (c *Config) Complete(h Host) error {
 	k := &checker{c: c}
 	c.normalize(k)
 	k.choices()
+	c.applyProfiles()
 	k.token(h)
 	c.completeNetwork()
 	c.completeNode(h, k)

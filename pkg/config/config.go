@@ -5,6 +5,7 @@ package config
 import (
 	"net/netip"
 	"path/filepath"
+	"time"
 )
 
 // Config is everything a server or agent is told from outside.
@@ -40,6 +41,16 @@ type Config struct {
 	// LocalStoragePath is the folder of volumes on each node, until the cluster says
 	// otherwise. Default <data-dir>/storage.
 	LocalStoragePath string
+	// LeafLifetime is how long certificates that a server makes for itself last.
+	// At least ten seconds; 0 is a year.
+	LeafLifetime time.Duration
+
+	// Profiles are sets of settings for a purpose: cis, edge.
+	Profiles []string
+	// Audit says what is recorded of requests to the API server: none, which is
+	// also the default, or metadata, which is the default of profile cis.
+	Audit string
+
 	// Disable names add-ons that are not started: dns, local-storage, servicelb.
 	Disable []string
 	// DisableAgent runs the control plane only, with no node in this process.

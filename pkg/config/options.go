@@ -198,6 +198,10 @@ func allOptions() []Option {
 			Help:  "further names and addresses for the API server's certificate",
 			field: func(c *Config) any { return &c.API.TLSSANs }},
 
+		{Name: "leaf-lifetime", Group: groupAPI, of: serverOnly, Arg: "duration", DefaultText: "a year",
+			Help:  "how long certificates that the server makes for itself last; they are renewed at two thirds of it",
+			field: func(c *Config) any { return &c.LeafLifetime }},
+
 		{Name: "write-kubeconfig", Short: "o", Group: groupKubeconfig, of: serverOnly, Arg: "file", Default: "/etc/knarr/kubeconfig.yaml",
 			Help:  "where to write the administrator's kubeconfig",
 			field: func(c *Config) any { return &c.Kubeconfig.Path }},
@@ -217,6 +221,12 @@ func allOptions() []Option {
 		{Name: "disable-agent", Group: groupParts, of: serverOnly,
 			Help:  "run the control plane only: this machine becomes no node",
 			field: func(c *Config) any { return &c.DisableAgent }},
+		{Name: "profile", Group: groupParts, Arg: "name,...", Choices: []string{ProfileCIS, ProfileEdge},
+			Help:  "settings for a purpose: cis hardens, edge spares SD cards and links; what you set yourself beats them",
+			field: func(c *Config) any { return &c.Profiles }},
+		{Name: "audit", Group: groupParts, of: serverOnly, Arg: "level", DefaultText: "none; with --profile cis, metadata", Choices: []string{"none", AuditMetadata},
+			Help:  "what to record of requests to the API server, in server/logs/audit.log of data-dir",
+			field: func(c *Config) any { return &c.Audit }},
 		{Name: "datastore-synchronous", Group: groupParts, of: serverOnly, Arg: "level", Default: "full", Choices: []string{"full", "normal"},
 			Help:  "what acknowledged writes survive: full, a power cut; normal, a crash of the process",
 			field: func(c *Config) any { return &c.Store.Synchronous }},

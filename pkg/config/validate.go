@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"k8s.io/apimachinery/pkg/util/validation"
 )
@@ -196,6 +197,9 @@ func (k *checker) api() {
 	}
 	if a.BindAddress.IsLoopback() && !k.c.DisableAgent {
 		k.add(at("bind-address"), a.BindAddress.String(), "is loopback, where pods can't reach the API server", "give an address of the node, or 0.0.0.0")
+	}
+	if l := k.c.LeafLifetime; k.c.IsSet("leaf-lifetime") && l < 10*time.Second {
+		k.add(at("leaf-lifetime"), l.String(), "is too short for certificates to be renewed in time", "give ten seconds or more, such as 2160h")
 	}
 	// A missing one means that the node's address is missing, and one of the
 	// node's was checked there.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // value is one text given for an option, and where.
@@ -92,6 +93,10 @@ func parse(field any, text string) (err error) {
 			return fmt.Errorf("must be permission bits in octal, such as 0600 or 640")
 		}
 		*p = uint32(bits)
+	case *time.Duration:
+		if *p, err = time.ParseDuration(text); err != nil {
+			return fmt.Errorf("must be a duration, such as 90m or 720h")
+		}
 	case *netip.Addr:
 		*p, err = parseAddr(text)
 	case *netip.Prefix:
@@ -149,6 +154,10 @@ func (o Option) Values(c *Config) []string {
 	case *uint32:
 		if *p != 0 {
 			return []string{fmt.Sprintf("%04o", *p)}
+		}
+	case *time.Duration:
+		if *p != 0 {
+			return []string{p.String()}
 		}
 	case *netip.Addr:
 		if p.IsValid() {

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/datastore"
 )
 
@@ -137,9 +139,14 @@ type preparedServer struct {
 
 func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
 	opts := options.NewServerRunOptions()
-	if err := parse(opts.Flags(), "--kube-apiserver-arg", a.flags(), a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
+	if err := a.writeProfile(); err != nil {
 		return nil, err
 	}
+	sets := opts.Flags()
+	if err := parse(sets, "--kube-apiserver-arg", append(a.flags(), a.cfg.Config.APIServerProfile()...), a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
+		return nil, err
+	}
+	a.cfg.Settings.note("kube-apiserver", sets)
 	opts.SecureServing.Listener = lis
 	reach(&opts.Etcd.StorageConfig.Transport, store)
 	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
@@ -197,6 +204,10 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, fmt.Errorf("create apiserver: %w", err)
 	}
 	ways.serve(chain.GenericAPIServer)
+	for path, h := range a.cfg.Handlers {
+		chain.GenericAPIServer.Handler.NonGoRestfulMux.Handle(path, h)
+		chain.GenericAPIServer.Handler.NonGoRestfulMux.HandlePrefix(path+"/", h)
+	}
 	if h := chain.GenericAPIServer.Handler; a.cfg.Admit != nil {
 		h.FullHandlerChain = a.cfg.Admit(h.FullHandlerChain)
 	}
@@ -270,6 +281,8 @@ func (a *APIServer) flags() []string {
 		// Open watches would hold a stop for half a minute.
 		"shutdown-send-retry-after=true",
 		"tls-cert-file=" + p.APIServer.Path,
+		// Of TLS 1.2; those of 1.3 are all strong.
+		"tls-cipher-suites=" + strings.Join(config.StrongCiphers(), ","),
 		"tls-private-key-file=" + p.APIServer.Path,
 	}
 }

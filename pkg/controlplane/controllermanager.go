@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/metadata/metadatainformer"
@@ -74,14 +75,23 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 		return err
 	}
 	args := append(m.flags(), "kubeconfig="+kubeconfig)
-	if err := parse(opts.Flags(known, disabled, aliases), "--kube-controller-manager-arg", args, m.cfg.Config.ControlPlane.ControllerManagerArgs); err != nil {
+	sets := opts.Flags(known, disabled, aliases)
+	args = append(args, m.cfg.Config.ControllerManagerProfile()...)
+	if err := parse(sets, "--kube-controller-manager-arg", args, m.cfg.Config.ControlPlane.ControllerManagerArgs); err != nil {
 		return err
 	}
+	m.cfg.Settings.note("kube-controller-manager", sets)
 	// Losing the lease would end the process, and there is nobody to take it.
 	opts.Generic.LeaderElection.LeaderElect = false
 	cfg, err := opts.Config(ctx, known, disabled, aliases)
 	if err != nil {
 		return fmt.Errorf("configure controller-manager: %w", err)
+	}
+	anonymous := rest.AnonymousClientConfig(cfg.Kubeconfig)
+	if opts.Generic.ClientConnection.Kubeconfig == kubeconfig {
+		if err := useAccess(cfg, m.cfg.Access(pki.ControllerManager)); err != nil {
+			return err
+		}
 	}
 	c := cfg.Complete()
 
@@ -91,7 +101,7 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 	root := clientbuilder.SimpleControllerClientBuilder{ClientConfig: c.Kubeconfig}
 	var client clientbuilder.ControllerClientBuilder = root
 	if c.ComponentConfig.KubeCloudShared.UseServiceAccountCredentials {
-		client = clientbuilder.NewDynamicClientBuilder(rest.AnonymousClientConfig(c.Kubeconfig), c.Client.CoreV1(), "kube-system")
+		client = clientbuilder.NewDynamicClientBuilder(anonymous, c.Client.CoreV1(), "kube-system")
 	}
 	cc, err := newControllerContext(ctx, c, root, client)
 	if err != nil {
@@ -115,6 +125,26 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 	close(cc.InformersStarted)
 	close(ready)
 	return runControllers(ctx, controllers, c.ComponentConfig.Generic.ControllerStartInterval.Duration, controllersStopTime)
+}
+
+// useAccess has the controllers reach the API server in a way that outlives the
+// certificate in the kubeconfig file.
+func useAccess(cfg *kcmconfig.Config, access *rest.Config) error {
+	cfg.Kubeconfig = withAccess(cfg.Kubeconfig, access)
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(cfg.Kubeconfig), options.KubeControllerManagerUserAgent))
+	if err != nil {
+		return fmt.Errorf("create client of controller-manager: %w", err)
+	}
+	cfg.Client = client
+	return nil
+}
+
+// withAccess is a client configuration of upstream's with another way to the API
+// server.
+func withAccess(cfg, access *rest.Config) *rest.Config {
+	cfg = rest.CopyConfig(cfg)
+	cfg.Host, cfg.Transport, cfg.TLSClientConfig = access.Host, access.Transport, rest.TLSClientConfig{}
+	return cfg
 }
 
 // controllersStopTime is how long controllers have to end. They take some
@@ -162,7 +192,7 @@ func (m *ControllerManager) flags() []string {
 		"use-service-account-credentials=true",
 		"root-ca-file=" + p.ServerCA.CertPath,
 		"service-account-private-key-file=" + p.ServiceAccount.Path,
-		"cluster-signing-kubelet-serving-cert-file=" + p.ServerCA.CertPath,
+		"cluster-signing-kubelet-serving-cert-file=" + p.ServerCA.SigningPath,
 		"cluster-signing-kubelet-serving-key-file=" + p.ServerCA.KeyPath,
 		"leader-elect=false",
 		"secure-port=0",
@@ -174,7 +204,7 @@ func (m *ControllerManager) flags() []string {
 	}
 	for _, signer := range []string{"kube-apiserver-client", "kubelet-client", "legacy-unknown"} {
 		args = append(args,
-			"cluster-signing-"+signer+"-cert-file="+p.ClientCA.CertPath,
+			"cluster-signing-"+signer+"-cert-file="+p.ClientCA.SigningPath,
 			"cluster-signing-"+signer+"-key-file="+p.ClientCA.KeyPath)
 	}
 	return args

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
 	cliflag "k8s.io/component-base/cli/flag"
 	"k8s.io/component-base/configz"
 
@@ -24,10 +25,17 @@ type Config struct {
 	Config *config.Config
 	// PKI returns the certificates; it is called once the component pki is ready.
 	PKI func() *pki.PKI
+	// Access returns how the holder of one of PKI's client certificates reaches the
+	// API server, now and after the certificate was renewed.
+	Access func(pki.Client) *rest.Config
 	// Dir holds files that upstream wants to read by path: <data-dir>/server/run.
 	Dir string
 	// CSI is held while a user of upstream's CSI plugin is made; see build.
 	CSI sync.Locker
+	// Handlers answer at further paths, and below them, to whom RBAC lets get them.
+	Handlers map[string]http.Handler
+	// Settings, if not nil, is told the flags that each part runs with.
+	Settings *Settings
 	// Admit, if not nil, stands before everything that the API server does, and
 	// may refuse requests.
 	Admit func(http.Handler) http.Handler

@@ -46,6 +46,13 @@ func ownPolicy() rbacPolicy {
 				{NonResourceURLs: []string{tunnel.Path}, Verbs: []string{"get"}},
 				{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch", "update"}},
 			},
+		}, {
+			// For whoever looks after the cluster: bind it to Prometheus.
+			ObjectMeta: metav1.ObjectMeta{Name: "knarr:monitoring"},
+			Rules: []rbacv1.PolicyRule{
+				{NonResourceURLs: []string{"/metrics", "/metrics/slis", "/healthz", "/healthz/*", "/livez", "/livez/*", "/readyz", "/readyz/*", "/knarr/*"}, Verbs: []string{"get"}},
+				{APIGroups: []string{""}, Resources: []string{"nodes/metrics"}, Verbs: []string{"get"}},
+			},
 		}},
 		clusterBindings: []*rbacv1.ClusterRoleBinding{
 			{

@@ -2,16 +2,26 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/events"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
+	schedulerconfig "k8s.io/kubernetes/cmd/kube-scheduler/app/config"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app/options"
+	"k8s.io/kubernetes/pkg/scheduler"
+	"k8s.io/kubernetes/pkg/scheduler/apis/config/latest"
 	"k8s.io/kubernetes/pkg/scheduler/framework"
 	"sigs.k8s.io/yaml"
 
@@ -58,10 +68,11 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err := parse(*opts.Flags, "--kube-scheduler-arg", args, user); err != nil {
 		return err
 	}
+	s.cfg.Settings.note("kube-scheduler", *opts.Flags)
 	if err := opts.ComponentGlobalsRegistry.Set(); err != nil {
 		return fmt.Errorf("set feature gates of scheduler: %w", err)
 	}
-	cc, sched, err := app.Setup(ctx, opts)
+	cc, sched, err := s.setup(ctx, opts, kubeconfig)
 	if err != nil {
 		return fmt.Errorf("set up scheduler: %w", err)
 	}
@@ -85,6 +96,67 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 		return nil
 	}
 	return err
+}
+
+// setup is app.Setup with a way to the API server that outlives the certificate
+// in the kubeconfig file, which upstream's takes clients and informers from.
+func (s *Scheduler) setup(ctx context.Context, opts *options.Options, kubeconfig string) (*schedulerconfig.CompletedConfig, *scheduler.Scheduler, error) {
+	defaults, err := latest.Default()
+	if err != nil {
+		return nil, nil, err
+	}
+	opts.ComponentConfig = defaults
+	if errs := opts.Validate(); len(errs) > 0 {
+		return nil, nil, errors.Join(errs...)
+	}
+	c, err := opts.Config(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if c.ComponentConfig.ClientConnection.Kubeconfig == kubeconfig {
+		if err := useSchedulerAccess(ctx, c, s.cfg.Access(pki.Scheduler)); err != nil {
+			return nil, nil, err
+		}
+	}
+	cc := c.Complete()
+	sched, err := scheduler.New(ctx, cc.Client, cc.InformerFactory, cc.DynInformerFactory,
+		func(name string) events.EventRecorderLogger { return cc.EventBroadcaster.NewRecorder(name) },
+		scheduler.WithComponentConfigVersion(cc.ComponentConfig.APIVersion),
+		scheduler.WithKubeConfig(cc.KubeConfig),
+		scheduler.WithProfiles(cc.ComponentConfig.Profiles...),
+		scheduler.WithPercentageOfNodesToScore(cc.ComponentConfig.PercentageOfNodesToScore),
+		scheduler.WithPodMaxBackoffSeconds(cc.ComponentConfig.PodMaxBackoffSeconds),
+		scheduler.WithPodInitialBackoffSeconds(cc.ComponentConfig.PodInitialBackoffSeconds),
+		scheduler.WithPodMaxInUnschedulablePodsDuration(cc.PodMaxInUnschedulablePodsDuration),
+		scheduler.WithExtenders(cc.ComponentConfig.Extenders...),
+		scheduler.WithParallelism(cc.ComponentConfig.Parallelism),
+	)
+	if err != nil {
+		return nil, nil, err
+	}
+	return &cc, sched, nil
+}
+
+func useSchedulerAccess(ctx context.Context, c *schedulerconfig.Config, access *rest.Config) error {
+	c.KubeConfig = withAccess(c.KubeConfig, access)
+	client, err := kubernetes.NewForConfig(rest.AddUserAgent(rest.CopyConfig(c.KubeConfig), "scheduler"))
+	if err != nil {
+		return fmt.Errorf("create client: %w", err)
+	}
+	eventClient, err := kubernetes.NewForConfig(c.KubeConfig)
+	if err != nil {
+		return fmt.Errorf("create client of events: %w", err)
+	}
+	dynamicClient, err := dynamic.NewForConfig(c.KubeConfig)
+	if err != nil {
+		return fmt.Errorf("create dynamic client: %w", err)
+	}
+	c.EventBroadcaster.Shutdown()
+	c.EventBroadcaster = events.NewEventBroadcasterAdapterWithContext(ctx, eventClient)
+	c.Client = client
+	c.InformerFactory = scheduler.NewInformerFactory(client, 0)
+	c.DynInformerFactory = dynamicinformer.NewFilteredDynamicSharedInformerFactory(dynamicClient, 0, metav1.NamespaceAll, nil)
+	return nil
 }
 
 // firstNodeWithin is how long pods wait for a cluster's first node before they

@@ -81,6 +81,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	if err := os.MkdirAll(c.Node.PodManifestPath, 0o700); err != nil {
 		return nil, fmt.Errorf("create folder of static pods (--pod-manifest-path): %w", err)
 	}
+	lease, report := c.KubeletTimes()
 	kl := kubelet.New(kubelet.Config{
 		NodeName:        c.Node.Name,
 		NodeIPs:         c.Node.IPs,
@@ -100,7 +101,9 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		VolumePluginDir: filepath.Join(c.AgentDir(), "volume-plugins"),
 		Kubeconfig:      filepath.Join(c.AgentDir(), "kubelet.kubeconfig"),
 		OOMScoreAdj:     n.oomScoreAdj(),
-		Args:            c.Node.KubeletArgs,
+		Args:            append(c.KubeletProfile(), c.Node.KubeletArgs...),
+		LeaseDuration:   lease,
+		ReportFrequency: report,
 		CSI:             &env.CSI,
 	}, needs...)
 	services, err := n.services(env, rules)

@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -18,8 +19,8 @@ import (
 const (
 	year              = 365 * 24 * time.Hour
 	authorityValidity = 10 * year
-	leafValidity      = year
-	renewBefore       = 90 * 24 * time.Hour
+	// LeafLifetime is how long a leaf lasts unless Config says otherwise.
+	LeafLifetime = year
 	// clockSkew is how far another machine's clock may be behind.
 	clockSkew = 5 * time.Minute
 
@@ -28,16 +29,22 @@ const (
 	keyBlock = "EC PRIVATE KEY"
 )
 
-// Authority signs leaves.
+// Authority signs leaves. It may be one that a user has brought, and then an
+// intermediate one.
 type Authority struct {
-	// CertPath holds the certificate alone and may be published; KeyPath is for
-	// the controller that signs requests.
+	// CertPath holds the certificate, with those above it behind it if there are
+	// any, and may be published; KeyPath is its key.
 	CertPath, KeyPath string
 	// CertPEM is what CertPath holds.
 	CertPEM []byte
 	Cert    *x509.Certificate
+	// SigningPath holds Cert alone, for upstream's controller that signs requests,
+	// which accepts no chain. It is CertPath where there is none.
+	SigningPath string
 
-	key crypto.PrivateKey
+	// above are the certificates that follow Cert in CertPath.
+	above []*x509.Certificate
+	key   crypto.PrivateKey
 }
 
 // Key is a signing key without a certificate.
@@ -75,16 +82,66 @@ func ensureAuthority(dir *folder, name string, now time.Time) (*Authority, error
 		return nil, fmt.Errorf("authority %s and %s are damaged or don't belong together (%w): %s", a.CertPath, a.KeyPath, err, wayOut)
 	}
 	a.CertPEM, a.Cert, a.key = certPEM, pair.Leaf, pair.PrivateKey
-	if !a.Cert.IsCA {
-		return nil, fmt.Errorf("%s is not the certificate of an authority: %s", a.CertPath, wayOut)
+	for _, der := range pair.Certificate[1:] {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("authority %s: read the certificates above it: %w: %s", a.CertPath, err, wayOut)
+		}
+		a.above = append(a.above, c)
 	}
-	if now.Before(a.Cert.NotBefore) {
-		return nil, fmt.Errorf("authority %s is valid from %s, but this machine's clock says %s: set the clock", a.CertPath, stamp(a.Cert.NotBefore), stamp(now))
+	if err := a.check(now, wayOut); err != nil {
+		return nil, err
 	}
-	if now.After(a.Cert.NotAfter) {
-		return nil, fmt.Errorf("authority %s has expired at %s, and this machine's clock says %s: set the clock if it is wrong, else %s", a.CertPath, stamp(a.Cert.NotAfter), stamp(now), wayOut)
+	a.SigningPath = a.CertPath
+	if len(a.above) > 0 {
+		return a, a.writeSigning(dir, name)
 	}
 	return a, nil
+}
+
+// check looks whether each certificate is one of an authority, valid now, and
+// signed by the next.
+func (a *Authority) check(now time.Time, wayOut string) error {
+	child := a.Cert
+	for _, c := range append([]*x509.Certificate{a.Cert}, a.above...) {
+		if !c.IsCA {
+			return fmt.Errorf("%s is not the certificate of an authority (%s): %s", a.CertPath, c.Subject, wayOut)
+		}
+		if now.Before(c.NotBefore) {
+			return fmt.Errorf("authority %s (%s) is valid from %s, but this machine's clock says %s: set the clock", a.CertPath, c.Subject, stamp(c.NotBefore), stamp(now))
+		}
+		if now.After(c.NotAfter) {
+			return fmt.Errorf("authority %s (%s) has expired at %s, and this machine's clock says %s: set the clock if it is wrong, else %s", a.CertPath, c.Subject, stamp(c.NotAfter), stamp(now), wayOut)
+		}
+		if c != child && child.CheckSignatureFrom(c) != nil {
+			return fmt.Errorf("authority %s: %s was not signed by %s, which follows it: put each certificate before the one that signed it", a.CertPath, child.Subject, c.Subject)
+		}
+		child = c
+	}
+	return nil
+}
+
+// chain is what a leaf shows behind itself, DER.
+func (a *Authority) chain() [][]byte {
+	all := [][]byte{a.Cert.Raw}
+	for _, c := range a.above {
+		all = append(all, c.Raw)
+	}
+	return all
+}
+
+func (a *Authority) writeSigning(dir *folder, name string) error {
+	file := name + ".signing.crt"
+	a.SigningPath = dir.path(file)
+	text, err := dir.read(file)
+	if err != nil {
+		return err
+	}
+	want := pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: a.Cert.Raw})
+	if bytes.Equal(text, want) {
+		return nil
+	}
+	return dir.write(file, want, "made: the first certificate of "+a.CertPath)
 }
 
 // makeAuthority writes the key first, unless keyPEM is one already.
@@ -189,12 +246,12 @@ func subject(name, group string) pkix.Name {
 	return s
 }
 
-// validity begins a little early for clocks that are behind. A board without a
-// battery may live in 1970 at its first start: what it makes then must not have
-// expired when it learns the time.
+// validity begins a little early for clocks that are behind, less so for a short
+// life. A board without a battery may live in 1970 at its first start: what it
+// makes then must not have expired when it learns the time.
 func validity(now time.Time, length time.Duration) (from, to time.Time) {
 	written := time.Date(2026, time.August, 1, 0, 0, 0, 0, time.UTC)
-	from, to = now.Add(-clockSkew), now.Add(length)
+	from, to = now.Add(-min(clockSkew, length/12)), now.Add(length)
 	if now.Before(written) {
 		to = written.Add(length)
 	}

@@ -33,9 +33,18 @@ type request struct {
 	subject pkix.Name
 	usage   x509.ExtKeyUsage
 	names   names
-	// chained puts the authority's certificate behind the leaf's: who knows only
-	// its hash finds it in the handshake.
+	// chained puts the authority's certificates behind the leaf's: who knows only
+	// the authority's hash, or only who stands above it, finds it in the handshake.
 	chained bool
+	// life is how long the leaf lasts. anew has it renewed whatever it is like.
+	life time.Duration
+	anew bool
+}
+
+// RenewAt is when a certificate is due to be renewed: when two thirds of its
+// life are over.
+func RenewAt(c *x509.Certificate) time.Time {
+	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 3 * 2)
 }
 
 // names are the subject's alternative names.
@@ -129,14 +138,16 @@ func writeLeaf(dir *folder, file string, text []byte, why string) (*Leaf, error)
 
 // complete tells whether the file has the authority's certificate, if it should.
 func (r request) complete(l *Leaf) bool {
-	return !r.chained || len(l.TLS.Certificate) == 2 && bytes.Equal(l.TLS.Certificate[1], r.by.Cert.Raw)
+	return !r.chained || slices.EqualFunc(l.TLS.Certificate[1:], r.by.chain(), bytes.Equal)
 }
 
 // join is the content of a file with that certificate and key.
 func (r request) join(certDER, keyPEM []byte) []byte {
 	text := pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: certDER})
 	if r.chained {
-		text = append(text, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: r.by.Cert.Raw})...)
+		for _, der := range r.by.chain() {
+			text = append(text, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: der})...)
+		}
 	}
 	return append(text, keyPEM...)
 }
@@ -175,9 +186,14 @@ func (r request) mismatch(c *x509.Certificate, now time.Time) string {
 	if now.Before(c.NotBefore) {
 		return "it is not valid before " + stamp(c.NotBefore)
 	}
-	// One that ends with its authority can't be made to last longer.
-	if c.NotAfter.Sub(now) < renewBefore && c.NotAfter.Before(r.by.Cert.NotAfter) {
+	if r.anew {
+		return "it was asked for"
+	}
+	if r.due(c, now) {
 		return "it expires at " + stamp(c.NotAfter)
+	}
+	if _, to := validity(now, r.life); c.NotAfter.After(to.Add(clockSkew)) {
+		return "it would last until " + stamp(c.NotAfter)
 	}
 	for _, name := range r.names.dns {
 		if !slices.Contains(c.DNSNames, name) {
@@ -192,6 +208,14 @@ func (r request) mismatch(c *x509.Certificate, now time.Time) string {
 	return ""
 }
 
+// due tells whether the certificate's time has come. One that ends with its
+// authority can't be made to last longer.
+func (r request) due(c *x509.Certificate, now time.Time) bool {
+	return r.canLast(c) && !now.Before(RenewAt(c))
+}
+
+func (r request) canLast(c *x509.Certificate) bool { return c.NotAfter.Before(r.by.Cert.NotAfter) }
+
 // sign makes a new pair and returns the file that holds it.
 func (r request) sign(now time.Time) ([]byte, error) {
 	key, err := newKey()
@@ -202,7 +226,7 @@ func (r request) sign(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	from, to := validity(now, leafValidity)
+	from, to := validity(now, r.life)
 	if to.After(r.by.Cert.NotAfter) {
 		to = r.by.Cert.NotAfter
 	}

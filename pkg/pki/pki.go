@@ -31,6 +31,11 @@ type Config struct {
 	ServiceIP netip.Addr
 	// ClusterDomain defaults to cluster.local.
 	ClusterDomain string
+	// LeafLifetime is how long a new leaf lasts. Default: LeafLifetime. Leaves
+	// that would last longer are renewed.
+	LeafLifetime time.Duration
+	// RenewAll renews every leaf, however long it would last.
+	RenewAll bool
 	// Now defaults to time.Now.
 	Now func() time.Time
 }
@@ -68,13 +73,20 @@ type PKI struct {
 	// extension API servers.
 	FrontProxy *Leaf
 
+	// RenewAt is when Ensure would renew the first of the leaves. It is zero if
+	// all of them end with their authorities.
+	RenewAt time.Time
 	// Changes tells which files were made or renewed, and why: one line each.
 	Changes []string
 }
 
 // Ensure loads what is in the folder, makes what is missing, and renews each
-// leaf that expires in less than 90 days, was not signed by the present
-// authority, is for another subject, or lacks a name or an address.
+// leaf that has lived two thirds of its life, would last longer than a new one,
+// was not signed by the present authority, is for another subject, or lacks a
+// name or an address.
+//
+// An authority's two files may be put there before the first call, with the
+// certificates above it behind its own; the key may then be of any kind.
 //
 // A file that is damaged, and an authority that is not valid at this time, is an
 // error that names the file and the way out; no file is changed then.
@@ -85,6 +97,9 @@ func Ensure(cfg Config) (*PKI, error) {
 	}
 	if cfg.ClusterDomain == "" {
 		cfg.ClusterDomain = "cluster.local"
+	}
+	if cfg.LeafLifetime == 0 {
+		cfg.LeafLifetime = LeafLifetime
 	}
 	dir, err := openFolder(cfg.Dir)
 	if err != nil {
@@ -103,7 +118,9 @@ func Ensure(cfg Config) (*PKI, error) {
 		return nil, err
 	}
 	var work []func() error
-	for _, r := range p.requests(cfg) {
+	requests := p.requests(cfg)
+	for _, r := range requests {
+		r.life, r.anew = cfg.LeafLifetime, cfg.RenewAll
 		work = append(work, func() (err error) { *r.leaf, err = ensureLeaf(dir, r, now); return })
 	}
 	if err := inParallel(work...); err != nil {
@@ -111,6 +128,12 @@ func Ensure(cfg Config) (*PKI, error) {
 	}
 	if err := dir.commit(); err != nil {
 		return nil, err
+	}
+	for _, r := range requests {
+		c := (*r.leaf).TLS.Leaf
+		if at := RenewAt(c); r.canLast(c) && (p.RenewAt.IsZero() || at.Before(p.RenewAt)) {
+			p.RenewAt = at
+		}
 	}
 	p.Changes = dir.changes
 	return p, nil
@@ -121,10 +144,10 @@ func (p *PKI) requests(cfg Config) []request {
 	const masters, nodes = "system:masters", "system:nodes"
 	node := "system:node:" + cfg.NodeName
 	server := func(leaf **Leaf, file, name, group string, san names, chained bool) request {
-		return request{leaf, file, p.ServerCA, subject(name, group), x509.ExtKeyUsageServerAuth, san, chained}
+		return request{leaf: leaf, file: file, by: p.ServerCA, subject: subject(name, group), usage: x509.ExtKeyUsageServerAuth, names: san, chained: chained}
 	}
 	client := func(leaf **Leaf, file, name, group string) request {
-		return request{leaf, file, p.ClientCA, subject(name, group), x509.ExtKeyUsageClientAuth, names{}, false}
+		return request{leaf: leaf, file: file, by: p.ClientCA, subject: subject(name, group), usage: x509.ExtKeyUsageClientAuth}
 	}
 	return []request{
 		server(&p.APIServer, "apiserver.pem", "kube-apiserver", "", apiServerNames(cfg), true),
@@ -137,7 +160,7 @@ func (p *PKI) requests(cfg Config) []request {
 		client(&p.KubeProxy, "kube-proxy.pem", "system:kube-proxy", ""),
 		client(&p.Kubelet, "kubelet.pem", node, nodes),
 		client(&p.DNS, "dns.pem", "system:knarr-dns", ""),
-		{&p.FrontProxy, "front-proxy.pem", p.RequestHeaderCA, subject("system:auth-proxy", ""), x509.ExtKeyUsageClientAuth, names{}, false},
+		{leaf: &p.FrontProxy, file: "front-proxy.pem", by: p.RequestHeaderCA, subject: subject("system:auth-proxy", ""), usage: x509.ExtKeyUsageClientAuth},
 	}
 }
 

@@ -174,14 +174,18 @@ func TestLeavesAreRenewedBeforeTheyExpire(t *testing.T) {
 		return ensure(t, cfg)
 	}
 	at(0)
-	if p := at(275 * day); len(p.Changes) != 0 {
-		t.Errorf("with 90 days left: %q", p.Changes)
+	p := at(243 * day)
+	if len(p.Changes) != 0 {
+		t.Errorf("before two thirds: %q", p.Changes)
 	}
-	p := at(276 * day)
+	if due := p.RenewAt.Sub(made); due < 243*day || due > 244*day {
+		t.Errorf("due after %s", due)
+	}
+	p = at(244 * day)
 	if len(p.Changes) != 11 || !strings.Contains(p.Changes[0], "renewed: it expires at 2028-01-01T00:00:00Z") {
-		t.Errorf("with 89 days left: %q", p.Changes)
+		t.Errorf("after two thirds: %q", p.Changes)
 	}
-	if end := p.Admin.TLS.Leaf.NotAfter; !end.Equal(made.Add((276 + 365) * day)) {
+	if end := p.Admin.TLS.Leaf.NotAfter; !end.Equal(made.Add((244 + 365) * day)) {
 		t.Errorf("admin ends at %v", end)
 	}
 
@@ -190,8 +194,8 @@ func TestLeavesAreRenewedBeforeTheyExpire(t *testing.T) {
 	if end := p.Admin.TLS.Leaf.NotAfter; !end.Equal(p.ClientCA.Cert.NotAfter) {
 		t.Errorf("admin ends at %v, its authority at %v", end, p.ClientCA.Cert.NotAfter)
 	}
-	if p = at(3601 * day); len(p.Changes) != 0 {
-		t.Errorf("in the authority's last year: %q", p.Changes)
+	if p = at(3601 * day); len(p.Changes) != 0 || !p.RenewAt.IsZero() {
+		t.Errorf("in the authority's last year: %q, due at %v", p.Changes, p.RenewAt)
 	}
 }
 

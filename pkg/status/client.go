@@ -23,6 +23,69 @@ const fetchTimeout = 10 * time.Second
 // Fetch asks the process that serves socketPath for its report. When ctx has no
 // deadline it gives up after 10 seconds.
 func Fetch(ctx context.Context, socketPath string) (*Report, error) {
+	body, err := Ask(ctx, socketPath, http.MethodGet, Path)
+	if err != nil {
+		return nil, err
+	}
+	var r Report
+	if err := json.Unmarshal(body, &r); err != nil {
+		return nil, fmt.Errorf("read the status that %s gave (is it of another version of knarr?): %w", socketPath, err)
+	}
+	return &r, nil
+}
+
+// Watch hands each report of a stream of them to show, until ctx ends, which is no
+// error, the stream does, or show fails.
+func Watch(ctx context.Context, socketPath, path string, show func(*Report) error) error {
+	if err := checkLength(socketPath); err != nil {
+		return err
+	}
+	resp, err := request(ctx, socketPath, http.MethodGet, path)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return explain(err, socketPath)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return fmt.Errorf("watch status on %s: the server answered %s (is it of another version of knarr?)", socketPath, resp.Status)
+	}
+	for d := json.NewDecoder(resp.Body); ; {
+		var r Report
+		err := d.Decode(&r)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			return fmt.Errorf("watch status on %s: the server has ended", socketPath)
+		case err != nil:
+			return explain(err, socketPath)
+		}
+		if err := show(&r); err != nil {
+			return err
+		}
+	}
+}
+
+// request asks over the socket. The caller closes the answer's body.
+func request(ctx context.Context, socketPath, method, path string) (*http.Response, error) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socketPath)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, method, "http://knarr"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	return client.Do(req)
+}
+
+// Ask asks the process that serves socketPath for something else: what it
+// answers with a code of success. It gives up as Fetch does.
+func Ask(ctx context.Context, socketPath, method, path string) ([]byte, error) {
 	if err := checkLength(socketPath); err != nil {
 		return nil, err
 	}
@@ -31,17 +94,7 @@ func Fetch(ctx context.Context, socketPath string) (*Report, error) {
 		ctx, cancel = context.WithTimeout(ctx, fetchTimeout)
 		defer cancel()
 	}
-	client := http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", socketPath)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://knarr"+Path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("ask for status: %w", err)
-	}
-	resp, err := client.Do(req)
+	resp, err := request(ctx, socketPath, method, path)
 	if err != nil {
 		return nil, explain(err, socketPath)
 	}
@@ -50,14 +103,10 @@ func Fetch(ctx context.Context, socketPath string) (*Report, error) {
 	if err != nil {
 		return nil, explain(err, socketPath)
 	}
-	if resp.StatusCode != http.StatusOK {
+	if resp.StatusCode >= 300 {
 		return nil, fmt.Errorf("ask for status on %s: the server answered %s: %s", socketPath, resp.Status, strings.TrimSpace(string(body)))
 	}
-	var r Report
-	if err := json.Unmarshal(body, &r); err != nil {
-		return nil, fmt.Errorf("read the status that %s gave (is it of another version of knarr?): %w", socketPath, err)
-	}
-	return &r, nil
+	return body, nil
 }
 
 func explain(err error, socketPath string) error {

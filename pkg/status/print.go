@@ -35,6 +35,20 @@ func Print(w io.Writer, r *Report, format string) error {
 	return fmt.Errorf("unknown output format %q (want %s)", format, strings.Join(Formats(), ", "))
 }
 
+// PrintNext is Print for one report of several: a table has its time above it, and
+// JSON is one line.
+func PrintNext(w io.Writer, r *Report, format string) error {
+	switch format {
+	case "json":
+		return json.NewEncoder(w).Encode(r)
+	case "yaml":
+		fmt.Fprintln(w, "---")
+	default:
+		fmt.Fprintf(w, "\n%s\n", r.At.UTC().Format(time.RFC3339))
+	}
+	return Print(w, r, format)
+}
+
 func printTable(w io.Writer, r *Report) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "NAME\tSTATE\tREADY AFTER\tSINCE\tLAST ERROR")

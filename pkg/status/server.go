@@ -25,6 +25,8 @@ type Server struct {
 	Socket string
 	// Report makes the report; it is called once for each request.
 	Report func() Report
+	// Routes, if not nil, adds what else is answered.
+	Routes func(*http.ServeMux)
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -54,6 +56,9 @@ func (s *Server) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+Path, s.serve)
+	if s.Routes != nil {
+		s.Routes(mux)
+	}
 	server := &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 10 * time.Second,

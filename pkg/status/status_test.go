@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -200,5 +201,33 @@ func leaveStaleSocket(t *testing.T, path string) {
 	l.SetUnlinkOnClose(false)
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestStatusIsToldAgainAtEachChange(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "s")
+	s := &Server{Socket: socket, Report: func() Report { return Report{} }, Routes: func(mux *http.ServeMux) {
+		mux.HandleFunc("GET /watch", func(w http.ResponseWriter, _ *http.Request) {
+			for pid := range 3 {
+				_ = json.NewEncoder(w).Encode(Report{PID: pid + 1})
+				_ = http.NewResponseController(w).Flush()
+			}
+		})
+	}}
+	ready, done := make(chan struct{}), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { done <- s.Run(ctx, ready) }()
+	<-ready
+	var seen []int
+	err := Watch(t.Context(), socket, "/watch", func(r *Report) error { seen = append(seen, r.PID); return nil })
+	if err == nil || !strings.Contains(err.Error(), "has ended") || !reflect.DeepEqual(seen, []int{1, 2, 3}) {
+		t.Errorf("%v, %v", seen, err)
+	}
+	if err := Watch(t.Context(), socket, "/none", nil); err == nil || !strings.Contains(err.Error(), "404") {
+		t.Errorf("of a server that knows no watch: %v", err)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 
+	"github.com/knarr-dev/knarr/pkg/ports"
 	"github.com/knarr-dev/knarr/pkg/version"
 	"github.com/knarr-dev/knarr/tests/harness"
 	"github.com/knarr-dev/knarr/tests/harness/kube"
@@ -32,6 +33,7 @@ func TestAgentsJoinAndLeave(t *testing.T) {
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{token}, Args: []string{"--node-label", "example.org/rack=7"}})
 	ns := server.Namespace(t)
 
+	t.Run("listens where docs/ports.md says", func(t *testing.T) { agent.CheckPorts(t, ports.Agent) })
 	t.Run("is a node with its labels", func(t *testing.T) {
 		n, err := server.Client.CoreV1().Nodes().Get(t.Context(), "edge-1", metav1.GetOptions{})
 		if err != nil {

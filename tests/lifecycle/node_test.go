@@ -17,6 +17,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/knarr-dev/knarr/pkg/bundle/ocitar"
+	"github.com/knarr-dev/knarr/pkg/cis"
+	"github.com/knarr-dev/knarr/pkg/ports"
 	"github.com/knarr-dev/knarr/tests/harness"
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
@@ -28,6 +30,8 @@ func TestNode(t *testing.T) {
 	n := harness.Start(t, harness.Options{})
 	t.Run("logs a few lines, and then none while it is idle", func(t *testing.T) { quiet(t, n) })
 
+	t.Run("listens where docs/ports.md says", func(t *testing.T) { n.CheckPorts(t, ports.Server) })
+
 	n.Create(t, "default", kube.Pod("web", kube.Serve("hello")), kube.Service("web", kube.NodePort, kube.Port(80, 8080), func(s *corev1.ServiceSpec) {
 		s.Ports[0].NodePort = 30080
 	}))
@@ -35,6 +39,11 @@ func TestNode(t *testing.T) {
 	t.Run("is shown as users expect", func(t *testing.T) { shown(t, n) })
 	t.Run("brings its tools", func(t *testing.T) { tools(t, n) })
 	t.Run("has a kubelet that is closed to strangers", func(t *testing.T) { closedKubelet(t, n) })
+	t.Run("fails nothing of the CIS benchmark", func(t *testing.T) {
+		if count := benchmark(t, n); count[cis.Pass] < 60 {
+			t.Errorf("results: %v", count)
+		}
+	})
 	t.Run("answers at NodePorts of localhost", func(t *testing.T) { waitHello(t, n, "http://127.0.0.1:30080") })
 	t.Run("brings flushed packet-filter rules back", func(t *testing.T) { flushedRules(t, n) })
 	t.Run("imports an archive when it appears, and pins it", func(t *testing.T) { droppedArchive(t, n) })

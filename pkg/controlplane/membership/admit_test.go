@@ -166,12 +166,12 @@ func TestThoseWhoAreNoNodesAreNotAskedForARecord(t *testing.T) {
 	w := newWorld(t) // not started: nothing is known
 	s := w.serve()
 	ownKey, key := newKey(t), newKey(t)
-	w.certs.Own = w.ca.node(t, "server", ownKey)
+	w.certs.Own = []*x509.Certificate{w.ca.node(t, "server", ownKey)}
 	usage := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	for name, c := range map[string]kubernetes.Interface{
 		"nobody":                       client(t, s, nil, nil, "application/json"),
 		"an administrator":             client(t, s, w.ca.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "system:admin", Organization: []string{"system:masters"}}, ExtKeyUsage: usage}, key), key, "application/json"),
-		"the server's own node":        client(t, s, w.certs.Own, ownKey, "application/json"),
+		"the server's own node":        client(t, s, w.certs.Own[0], ownKey, "application/json"),
 		"a node's name, another group": client(t, s, w.ca.sign(t, &x509.Certificate{Subject: pkix.Name{CommonName: "system:node:edge-1", Organization: []string{"x"}}, ExtKeyUsage: usage}, key), key, "application/json"),
 	} {
 		if _, err := c.CoreV1().Nodes().Get(t.Context(), "x", metav1.GetOptions{}); err != nil {
@@ -270,7 +270,9 @@ func BenchmarkAdmit(b *testing.B) {
 		certs = append(certs, c)
 		roll.set("uid", record{Node: name, Credentials: []credential{{Key: keyOf(c), ID: idOf(c)}}})
 	}
-	m := New(Config{Certificates: func() Certificates { return Certificates{ClientCA: ca.cert, Serving: ca.cert, Own: ca.cert} }})
+	m := New(Config{Certificates: func() Certificates {
+		return Certificates{ClientCA: ca.cert, Serving: ca.cert, Own: []*x509.Certificate{ca.cert}}
+	}})
 	m.roll.Store(roll)
 	close(m.synced)
 	h := m.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))

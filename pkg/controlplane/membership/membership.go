@@ -51,8 +51,17 @@ type Certificates struct {
 	ClientCA *x509.Certificate
 	// Serving is what the API server shows.
 	Serving *x509.Certificate
-	// Own is the client certificate of the server's own node.
-	Own *x509.Certificate
+	// Own are the client certificates of the server's own node that are valid, the
+	// present one last.
+	Own []*x509.Certificate
+}
+
+// ownNode is the name of the server's own node.
+func (c Certificates) ownNode() string {
+	if len(c.Own) == 0 {
+		return ""
+	}
+	return nodeOf(c.Own[len(c.Own)-1])
 }
 
 // Membership approves and denies the certificates of nodes, keeps the records,

@@ -95,7 +95,7 @@ func (c *controller) sweep(ctx context.Context, node string) error {
 	left = slices.DeleteFunc(left, func(csr *certificatesv1.CertificateSigningRequest) bool {
 		return !isDecided(csr) || !isOfFormer(csr, node)
 	})
-	if len(left) == 0 || node == nodeOf(c.m.cfg.Certificates().Own) {
+	if len(left) == 0 || node == c.m.cfg.Certificates().ownNode() {
 		return nil
 	}
 	_, err := c.client.CoreV1().ConfigMaps(namespace).Get(ctx, recordName(node), metav1.GetOptions{})

@@ -40,7 +40,7 @@ type verdict struct {
 func deny(format string, args ...any) verdict { return verdict{denied: fmt.Sprintf(format, args...)} }
 
 func (c *controller) judge(ctx context.Context, r request) (verdict, error) {
-	if own := nodeOf(c.m.cfg.Certificates().Own); r.node == own {
+	if own := c.m.cfg.Certificates().ownNode(); r.node == own {
 		return deny("node name %q is that of the server itself: give this machine another (--node-name)", own), nil
 	}
 	if r.Spec.SignerName == servingSigner {

@@ -72,7 +72,7 @@ func newWorld(t *testing.T, objects ...runtime.Object) *world {
 			Subject:  pkix.Name{CommonName: "kube-apiserver"},
 			DNSNames: []string{"kubernetes.default.svc", "localhost", "server", "*.api.example.org"}, IPAddresses: []net.IP{net.ParseIP("127.0.0.1"), net.ParseIP("192.0.2.1")},
 		}, newKey(t)),
-		Own: w.ca.node(t, "server", newKey(t)),
+		Own: []*x509.Certificate{w.ca.node(t, "server", newKey(t))},
 	}
 	w.m = New(Config{
 		Client:       func() (kubernetes.Interface, error) { return w.Clientset, nil },

@@ -8,9 +8,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -25,6 +27,7 @@ import (
 	"k8s.io/kubernetes/pkg/volume"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/config"
 )
 
 // Config is what the kubelet is told.
@@ -59,6 +62,10 @@ type Config struct {
 	Kubeconfig string
 	// OOMScoreAdj is set for this process, -999 to 1000.
 	OOMScoreAdj int32
+	// LeaseDuration is how long the node's lease lasts, of which a quarter passes
+	// between two renewals; ReportFrequency is how often its status is written though
+	// nothing in it has changed. 0 is upstream's default, 40 s and 5 m.
+	LeaseDuration, ReportFrequency time.Duration
 	// Args are the user's upstream flags, name=value.
 	Args []string
 	// CSI is held while the kubelet makes its volume plugins: that for CSI keeps
@@ -251,6 +258,15 @@ func (k *Kubelet) ours(flags *options.KubeletFlags, kc *kubeletconfig.KubeletCon
 	// `knarr status` tells more, and this listener cannot be stopped.
 	kc.HealthzPort = 0
 	kc.OOMScoreAdj = c.OOMScoreAdj
+	if len(kc.TLSCipherSuites) == 0 {
+		kc.TLSCipherSuites = config.StrongCiphers()
+	}
+	if c.LeaseDuration > 0 {
+		kc.NodeLeaseDurationSeconds = int32(c.LeaseDuration.Seconds())
+	}
+	if c.ReportFrequency > 0 {
+		kc.NodeStatusReportFrequency = metav1.Duration{Duration: c.ReportFrequency}
+	}
 	kc.FailCgroupV1 = false
 	kc.FailSwapOn = false
 	kc.MakeIPTablesUtilChains = false

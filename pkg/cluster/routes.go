@@ -1,0 +1,40 @@
+package cluster
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// RotatePath is where the status socket takes the order, by POST, to renew every
+// certificate that the server made for itself.
+const RotatePath = "/v1/certificates/rotate"
+
+// FlagsPath is where the status socket tells the flags that the control plane's
+// parts run with: a JSON object of objects, by part and by flag.
+const FlagsPath = "/v1/flags"
+
+// Routes adds to the status socket what a server can be asked there beside its
+// status.
+func (c *Cluster) Routes(mux *http.ServeMux) {
+	c.routes(mux, c.Status)
+	mux.HandleFunc("POST "+RotatePath, func(w http.ResponseWriter, r *http.Request) {
+		if err := c.certs.rotate(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET "+FlagsPath, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(c.settings.All()) // it fails only when the client has gone
+	})
+}
+
+// Routes adds to the status socket what an agent can be asked there beside its
+// status.
+func (a *Agent) Routes(mux *http.ServeMux) {
+	a.routes(mux, a.Status)
+	mux.HandleFunc("POST "+RotatePath, func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "an agent's certificates come from its servers, and are renewed before they end", http.StatusNotImplemented)
+	})
+}
