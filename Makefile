@@ -78,9 +78,16 @@ test-vm: build images
 	@scripts/deps.sh vm
 	KNARR_VM=1 go test -count=1 -timeout 180m -v ./tests/vm -into $(CURDIR)/docs/testing.md $(ARGS)
 
+# What install.sh and `knarr upgrade` fetch, in dist/release: of this architecture,
+# and of those that `make cross` built. RELEASE_KEY=FILE signs it.
+.PHONY: release
+release: build
+	@go build -o build/knarr-sbom ./cmd/knarr-sbom
+	@scripts/release.sh
+
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
-RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./tests/chaos/record ./tests/chaos/flakydisk
+RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/service ./pkg/release ./pkg/upgrade ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./tests/chaos/record ./tests/chaos/flakydisk
 
 # ARGS=--once ends by itself.
 run: build images
@@ -95,7 +102,7 @@ bench-store: deps
 
 lint: deps bundle
 	@test -z "$$(gofmt -l cmd pkg tests)" || { gofmt -l cmd pkg tests; echo 'run gofmt -w on these'; exit 1; }
-	shellcheck scripts/*.sh .ci/run
+	shellcheck scripts/*.sh install.sh .ci/run
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 

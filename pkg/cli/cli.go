@@ -88,7 +88,8 @@ func New(c Commands) *cobra.Command {
 	if c.Check != nil {
 		root.AddCommand(newCheck(c))
 	}
-	root.AddCommand(newStatus(), newCertificate(), newSupportBundle(c.Version), newStore(), newToken(), newVersion(c.Version), newCompletion())
+	root.AddCommand(newInstall(c), newUpgrade(), newRollback(), newUninstall(), newStop(), newStatus(), newCertificate(), newSupportBundle(c.Version),
+		newStore(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
 	if len(c.Internal) > 0 {
 		internal := &cobra.Command{Use: "internal", Short: "What Knarr calls itself with", Hidden: true}

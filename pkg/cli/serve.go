@@ -166,11 +166,14 @@ func (s *server) prepare() error {
 			return fmt.Errorf("set %s: %w", name, err)
 		}
 	}
-	if c.DisableAgent {
-		return nil
-	}
 	if s.ledger, err = host.OpenLedger(c.DataDir); err != nil {
 		return err
+	}
+	if err := s.ledger.Claim(footprint(c, s.facts)...); err != nil {
+		return err
+	}
+	if c.DisableAgent {
+		return nil
 	}
 	if err := s.ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
 		return err

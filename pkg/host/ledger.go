@@ -24,6 +24,7 @@ const (
 	KindCgroup  Kind = "cgroup"   // /sys/fs/cgroup/kubepods
 	KindFile    Kind = "file"     // /etc/knarr/kubeconfig.yaml
 	KindDir     Kind = "dir"      // /etc/knarr
+	KindRoutes  Kind = "routes"   // 10.42.0.0/16: all by a gateway to parts of it
 )
 
 // Change is one thing that Knarr made or altered outside of its data dir.

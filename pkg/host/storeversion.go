@@ -54,7 +54,12 @@ func (e *NewerStoreError) why() string {
 
 func (e *NewerStoreError) advice() string {
 	ours, _ := minor(e.Version) // it was read before
-	return fmt.Sprintf("install %s or newer, or restore a backup made by v1.%d or older", e.Recorded, ours)
+	text := fmt.Sprintf("install %s or newer, or restore a backup made by v1.%d or older", e.Recorded, ours)
+	// Package upgrade's folder, beside the server's.
+	if made, _ := filepath.Glob(filepath.Join(filepath.Dir(e.Dir), "upgrades", "*", "backup.json")); len(made) > 0 {
+		text += " (knarr rollback puts back the one that was made at the last upgrade)"
+	}
+	return text
 }
 
 // RecordStoreVersion notes which version works on the store from now on. Call

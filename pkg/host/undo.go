@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -26,6 +28,8 @@ func (m *Machine) undo(c Change) error {
 	case KindTable:
 		family, table, _ := strings.Cut(c.Name, " ")
 		return deleteTable(family, table)
+	case KindRoutes:
+		return deleteRoutes(c.Name)
 	case KindMount:
 		if !slices.ContainsFunc(m.mounts(), func(mt mount) bool { return mt.point == c.Name }) {
 			return nil
@@ -86,6 +90,25 @@ func deleteAddress(prefix, name string) error {
 	return ignore(netlink.AddrDel(link, addr), unix.EADDRNOTAVAIL)
 }
 
+// deleteRoutes removes the routes by a gateway to networks within a range.
+func deleteRoutes(within string) error {
+	_, all, err := net.ParseCIDR(within)
+	if err != nil {
+		return err
+	}
+	routes, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, r := range routes {
+		if r.Gw != nil && r.Dst != nil && all.Contains(r.Dst.IP) {
+			errs = append(errs, ignore(netlink.RouteDel(&r), unix.ESRCH))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // deleteTable removes an nftables table with all that is in it.
 func deleteTable(family, table string) error {
 	number, ok := map[string]uint16{
@@ -108,6 +131,17 @@ func deleteTable(family, table string) error {
 // removeCgroup removes a group, and with tree those below it, the deepest
 // first. The kernel keeps a group that still has processes.
 func removeCgroup(dir string, tree bool) error {
+	// A process that was killed leaves its group a moment after its end.
+	for wait := time.Millisecond; ; wait *= 2 {
+		err := removeCgroupOnce(dir, tree)
+		if !errors.Is(err, unix.EBUSY) || wait > time.Second {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}
+
+func removeCgroupOnce(dir string, tree bool) error {
 	if tree {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
@@ -115,13 +149,22 @@ func removeCgroup(dir string, tree bool) error {
 		}
 		for _, e := range entries {
 			if e.IsDir() {
-				if err := removeCgroup(filepath.Join(dir, e.Name()), true); err != nil {
+				if err := removeCgroupOnce(filepath.Join(dir, e.Name()), true); err != nil {
 					return err
 				}
 			}
 		}
 	}
 	return ignore(unix.Rmdir(dir), unix.ENOENT)
+}
+
+// RemoveTree removes a folder and its contents, unless something is mounted in
+// it, or it is the machine's root.
+func RemoveTree(dir string) error {
+	if !filepath.IsAbs(dir) || filepath.Clean(dir) == "/" {
+		return fmt.Errorf("%q is no folder of Knarr's own", dir)
+	}
+	return new(Machine).removeTree(dir)
 }
 
 // removeTree removes a folder and its contents, unless something is mounted in

@@ -51,6 +51,7 @@ func TestVirtualMachine(t *testing.T) {
 	t.Run("ends its pods in order when the machine shuts down, and has them back after the boot", n.step(n.reboots))
 	t.Run("has the same pods back after a power cut", n.step(n.powerCut))
 	t.Run("survives pods that take all memory", n.step(n.exhausted))
+	t.Run("installs itself, and leaves the machine as it was when it is uninstalled", n.step(n.uninstalls))
 }
 
 // newNode makes the machine. Its results are written when the test ends.

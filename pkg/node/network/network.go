@@ -32,8 +32,8 @@ const (
 	BackendHostGW = "host-gw"
 )
 
-// overlayName is flannel's vxlan link, which flannel itself names.
-func overlayName(v6 bool) string {
+// OverlayName is flannel's vxlan link, which flannel itself names.
+func OverlayName(v6 bool) string {
 	if v6 {
 		return "flannel-v6.1"
 	}

@@ -166,7 +166,7 @@ func (r *Rules) addMasquerade(tx *knftables.Transaction) {
 	addRule(tx, chain, ip, "saddr", cluster, ip, "daddr != {", cluster, ",", multicast, "} masquerade fully-random")
 	// What the node itself, or a client through it, sends to a Service has the
 	// address of another link. The answer would take another way back.
-	addRule(tx, chain, "oifname", overlayName(v6), ip, "saddr !=", cluster, "masquerade fully-random")
+	addRule(tx, chain, "oifname", OverlayName(v6), ip, "saddr !=", cluster, "masquerade fully-random")
 }
 
 // Names in the table.
