@@ -15,7 +15,7 @@ LDFLAGS := -s -w -buildid= -linkmode external -extldflags -static \
 	-X $(p).gitVersion=$(KUBE) -X $(p).gitMajor=1 -X $(p).gitMinor=36 -X $(p).gitTreeState=clean \
 	-X $(p).gitCommit=$(COMMIT) -X $(p).buildDate=$(DATE))
 
-.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak scale long certificates rules vuln fuzz
+.PHONY: all build deps bundle images csi run test bench bench-store lint clean cross test-cross test-vm chaos cuts soak scale test-s3 long certificates rules vuln fuzz
 all: build
 
 deps:
@@ -136,6 +136,11 @@ NODES ?= 200
 scale: build images
 	go test -count=1 -timeout 60m -v ./tests/scale -nodes $(NODES) -into $(CURDIR)/docs/scale.md $(ARGS)
 
+# Backups in a bucket, by a real server of S3, which takes minutes to build.
+test-s3:
+	@scripts/s3.sh
+	go test -count=1 -v -run 'Bucket|S3' ./pkg/backup
+
 # Ten lives of a server's certificates, a minute each.
 certificates: build images
 	go test -count=1 -timeout 30m -v -run CertificatesRenew ./tests/lifecycle -life 1m -lives 10
@@ -156,7 +161,7 @@ fuzz:
 		echo "$$name in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime 1m ./$$(dirname $$f) || exit 1; done; done
 
 # All that takes hours.
-long: chaos cuts soak test-cross certificates rules fuzz
+long: chaos cuts soak test-cross test-s3 certificates rules fuzz
 
 clean:
 	rm -rf build dist

@@ -31,7 +31,13 @@ type apiAccess struct {
 // function that does: by --kubeconfig, else KUBECONFIG, as kubectl does, else
 // the file that the server on this machine writes.
 func apiFlags(cmd *cobra.Command) func() (*apiAccess, error) {
-	given := bindOptions(cmd, options("config"))
+	return apiFlagsBeside(cmd, new([]config.Given))
+}
+
+// apiFlagsBeside is apiFlags for a command with options of its own, of which what was
+// typed is in given.
+func apiFlagsBeside(cmd *cobra.Command, given *[]config.Given) func() (*apiAccess, error) {
+	bindOptionsTo(cmd, given, options("config"))
 	path := ""
 	cmd.Flags().VarP(&valueFlag{"file", func(text string) error { path = text; return nil }}, "kubeconfig", "",
 		"kubeconfig to talk to the server with (default: KUBECONFIG, else the one that the server writes)")
@@ -41,7 +47,7 @@ func apiFlags(cmd *cobra.Command) func() (*apiAccess, error) {
 		rules.ExplicitPath = path
 		source := path
 		if path == "" && os.Getenv(clientcmd.RecommendedConfigPathEnvVar) == "" {
-			cfg, _, err := config.Load(config.Sources{Flags: *given, Environ: os.Environ()})
+			cfg, err := loadFlags(*given)
 			if err != nil {
 				return nil, err
 			}
@@ -65,6 +71,12 @@ func apiFlags(cmd *cobra.Command) func() (*apiAccess, error) {
 		}
 		return &apiAccess{client: client, ca: cfg.CAData, source: source}, nil
 	}
+}
+
+// loadFlags reads the configuration of this machine, with those flags.
+func loadFlags(given []config.Given) (*config.Config, error) {
+	cfg, _, err := config.Load(config.Sources{Flags: given, Environ: os.Environ()})
+	return cfg, err
 }
 
 func hint(err error) string {

@@ -18,6 +18,11 @@ const groupAnnotation = "knarr_group"
 // result once the flags are parsed.
 func bindOptions(cmd *cobra.Command, options []config.Option) *[]config.Given {
 	given := new([]config.Given)
+	bindOptionsTo(cmd, given, options)
+	return given
+}
+
+func bindOptionsTo(cmd *cobra.Command, given *[]config.Given, options []config.Option) {
 	for _, o := range options {
 		f := cmd.Flags().VarPF(&optionFlag{option: o, given: given}, o.Name, o.Short, describe(o))
 		f.Annotations = map[string][]string{groupAnnotation: {o.Group}}
@@ -28,7 +33,6 @@ func bindOptions(cmd *cobra.Command, options []config.Option) *[]config.Given {
 		// Registering fails for unknown or repeated names only.
 		_ = cmd.RegisterFlagCompletionFunc(o.Name, completeOption(o))
 	}
-	return given
 }
 
 // optionFlag notes what was typed and leaves reading it to package config,

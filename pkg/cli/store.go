@@ -24,6 +24,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/datastore"
+	"github.com/knarr-dev/knarr/pkg/encryption"
 	"github.com/knarr-dev/knarr/pkg/host"
 )
 
@@ -64,13 +65,17 @@ func storeCommand(cmd *cobra.Command) func() (*config.Config, string, error) {
 	}
 }
 
-// inspectStore has cmd open the store beside whoever writes to it, and do that.
-func inspectStore(cmd *cobra.Command, do func(i *datastore.Inspector, path string, args []string) error) {
+// inspectStore has cmd open the store beside whoever writes to it, and do that. What
+// is done first comes before the moment that is seen of the store.
+func inspectStore(cmd *cobra.Command, do func(i *datastore.Inspector, path string, args []string) error, first ...func(*config.Config)) {
 	where := storeCommand(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		_, path, err := where()
+		cfg, path, err := where()
 		if err != nil {
 			return err
+		}
+		for _, f := range first {
+			f(cfg)
 		}
 		i, err := datastore.Inspect(cmd.Context(), path)
 		if err != nil {
@@ -180,6 +185,7 @@ func newStoreDump() *cobra.Command {
 		Args: cobra.ExactArgs(1),
 	}
 	keysOnly := cmd.Flags().Bool("keys", false, "print the keys and their revisions only")
+	var secrets *encryption.Opener
 	inspectStore(cmd, func(i *datastore.Inspector, path string, args []string) error {
 		decoder, err := storedDecoder()
 		if err != nil {
@@ -207,6 +213,9 @@ func newStoreDump() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if value, err = secrets.Open(cmd.Context(), key, value); err != nil {
+				return fmt.Errorf("decode %s: %w", key, err)
+			}
 			text, err := describeStored(decoder, value)
 			if err != nil {
 				return fmt.Errorf("decode %s: %w", key, err)
@@ -217,6 +226,8 @@ func newStoreDump() *cobra.Command {
 			return fmt.Errorf("there is no key %s in %s: list keys with --keys and a key that ends with a slash", wanted, path)
 		}
 		return nil
+	}, func(cfg *config.Config) {
+		secrets = encryption.NewOpener(cmd.Context(), encryption.Path(cfg.ServerDir()))
 	})
 	return cmd
 }
@@ -233,9 +244,6 @@ func storedDecoder() (runtime.Decoder, error) {
 // describeStored writes a value of the API server's as YAML.
 func describeStored(decoder runtime.Decoder, value []byte) (string, error) {
 	switch {
-	case bytes.HasPrefix(value, []byte("k8s:enc:")):
-		how, _, _ := strings.Cut(strings.TrimPrefix(string(value), "k8s:enc:"), ":")
-		return "", fmt.Errorf("it is encrypted (%s): ask the API server, which has the key", how)
 	case !bytes.HasPrefix(value, []byte("k8s\x00")) && !bytes.HasPrefix(value, []byte("{")):
 		return string(value) + "\n", nil
 	}

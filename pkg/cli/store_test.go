@@ -28,7 +28,6 @@ func TestStoredValuesAreDescribedAsYAML(t *testing.T) {
 		"protobuf":        {stored: encode(pod), want: "kind: Pod\nmetadata:\n  name: web\n"},
 		"JSON":            {stored: `{"apiVersion":"apiregistration.k8s.io/v1","kind":"APIService","metadata":{"name":"v1"}}`, want: "kind: APIService\n"},
 		"custom resource": {stored: `{"apiVersion":"example.org/v1","kind":"Widget","spec":{"size":3}}`, want: "kind: Widget\nspec:\n  size: 3\n"},
-		"encrypted":       {stored: "k8s:enc:aescbc:v1:key1:\x01\x02", err: "it is encrypted (aescbc)"},
 		"no object":       {stored: `{"health":"true"}`, want: "health: \"true\"\n"},
 		"text":            {stored: "1234", want: "1234\n"},
 		"damaged":         {stored: encode(pod)[:9], err: "EOF"},

@@ -28,11 +28,24 @@ func (c *Config) Complete(h Host) error {
 		c.completeAPI()
 		k.api()
 		k.kubeconfig(h)
+		k.backup()
 	}
 	// An agent learns its network from the cluster.
 	if !c.Agent || c.Network.ClusterCIDR.IsValid() {
 		k.network()
 	}
+	return errors.Join(k.problems...)
+}
+
+// CompleteBackup is Complete for commands that look at backups alone.
+func (c *Config) CompleteBackup(h Host) error {
+	c.setDefaults()
+	k := &checker{c: c}
+	c.normalize(k)
+	if c.Node.Name == "" {
+		c.Node.Name = strings.ToLower(h.Name)
+	}
+	k.backup()
 	return errors.Join(k.problems...)
 }
 

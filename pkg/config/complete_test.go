@@ -118,6 +118,16 @@ func TestEveryProblemIsOneLineThatSaysWhereWhyAndWhatToDo(t *testing.T) {
 		"resolv.conf":                  {[]string{"resolv-conf=/etc/nothing"}, `--resolv-conf: /etc/nothing can't be read: file does not exist; leave it out, or give a file with "nameserver" lines`},
 		"runtime":                      {[]string{"container-runtime-endpoint=tcp://127.0.0.1:1"}, `--container-runtime-endpoint: "tcp://127.0.0.1:1" is not a unix socket; give one such as unix:///run/crio/crio.sock`},
 		"upstream flag":                {[]string{"kubelet-arg=max-pods 250"}, `--kubelet-arg: "max-pods 250" is not of the form name=value; give each flag with an option of its own`},
+		"schedule":                     {[]string{"backup-schedule=@every 6h", "backup-s3=true", "backup-s3-bucket=b", "secrets-encryption=false"}, ""},
+		"schedule unknown":             {[]string{"backup-schedule=nightly"}, `--backup-schedule: "nightly" is not a time table: expected exactly 5 fields, found 1: [nightly]; give five fields as cron has them, or such as "@every 6h"`},
+		"no backup kept":               {[]string{"backup-retention=-1"}, `--backup-retention: -1 would leave no backup; give 1 or more`},
+		"two ways to encrypt":          {[]string{"backup-passphrase-file=/a", "backup-recipients-file=/b"}, `--backup-passphrase-file: backup-passphrase-file cannot be used beside backup-recipients-file; leave one of them out`},
+		"replica":                      {[]string{"replicate-to=s3://b/edge", "backup-recipients-file=/a"}, ""},
+		"replica somewhere":            {[]string{"replicate-to=replica"}, `--replicate-to: "replica" is neither an absolute path nor s3://bucket/folder; give one of them`},
+		"replica with a passphrase":    {[]string{"replicate-to=/mnt", "backup-passphrase-file=/a"}, `--backup-passphrase-file: backup-passphrase-file cannot be used beside replicate-to: the passphrase would have to be worked on each second; give backup-recipients-file in its place`},
+		"bucket":                       {[]string{"backup-s3=true"}, `--backup-s3: backup-s3 is set without a bucket; give backup-s3-bucket`},
+		"endpoint":                     {[]string{"backup-s3=true", "backup-s3-bucket=b", "backup-s3-endpoint=http://s3:9000"}, `--backup-s3-endpoint: "http://s3:9000" is not host:port; leave out the scheme and the path; backup-s3-insecure uses HTTP`},
+		"time of a transfer":           {[]string{"backup-s3-timeout=5"}, `--backup-s3-timeout: "5" is not a duration; give one such as 5m`},
 		"two upstream flags in one":    {[]string{"kubelet-arg=v,alsologtostderr=true"}, `--kubelet-arg: "v,alsologtostderr=true" is not of the form name=value; give each flag with an option of its own`},
 	} {
 		t.Run(name, func(t *testing.T) {

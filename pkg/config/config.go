@@ -21,6 +21,7 @@ type Config struct {
 	Node         Node
 	ControlPlane ControlPlane
 	Store        Store
+	Backup       Backup
 	Log          Log
 
 	// Agent is set for a machine that joins a cluster as a node. Its Network is
@@ -164,7 +165,57 @@ type Store struct {
 	Synchronous string
 	// Driver is sqlite (default), our own engine, or kine-sqlite.
 	Driver string
+	// SecretsEncryption has a new cluster's Secrets encrypted. That of one that
+	// exists already is changed by "knarr secrets-encrypt".
+	SecretsEncryption On
 }
+
+// Backup says when backups are made, where they go, and how they are encrypted.
+type Backup struct {
+	// Schedule is a cron expression, or @every with a duration. Default: none is made
+	// but by command.
+	Schedule string
+	// Retention is how many are kept. Default 7.
+	Retention int
+	// Dir is the folder they go to. Default <data-dir>/backups.
+	Dir string
+	// PassphraseFile and RecipientsFile hold what they are encrypted with: a passphrase,
+	// or public keys of age. One of them may be given.
+	PassphraseFile string
+	RecipientsFile string
+	// ReplicateTo is a folder or s3://bucket/folder that changes of the store are copied to
+	// as they are made.
+	ReplicateTo string
+	S3          S3
+}
+
+// S3 is a bucket that keeps backups in place of a folder.
+type S3 struct {
+	Enabled bool
+	// Endpoint is host[:port]. Default s3.amazonaws.com.
+	Endpoint string
+	// EndpointCA is a file of authorities that vouch for it, in place of the machine's.
+	EndpointCA    string
+	SkipSSLVerify bool
+	// Insecure uses HTTP.
+	Insecure bool
+	Bucket   string
+	// Region defaults to us-east-1.
+	Region string
+	// Folder is what the names of backups in the bucket begin with.
+	Folder string
+	// CredentialsFile has the form of AWS' own. Default: AWS' variables, then the
+	// machine's role.
+	CredentialsFile string
+	// Timeout bounds the transfer of one backup, as a duration. Default 5m.
+	Timeout string
+}
+
+// On is a switch that is on unless somebody turns it off.
+type On struct{ off bool }
+
+// Enabled tells which.
+func (o On) Enabled() bool { return !o.off }
 
 // Log is how much is said and counted, and how.
 type Log struct {

@@ -60,12 +60,13 @@ const (
 	groupAPI        = "API server"
 	groupKubeconfig = "Administrator's kubeconfig"
 	groupParts      = "What runs"
+	groupBackup     = "Backups"
 	groupUpstream   = "Further flags of Kubernetes' own components"
 )
 
 // Groups returns the headings of options in the order they are shown.
 func Groups() []string {
-	return []string{groupGeneral, groupJoining, groupNode, groupNetwork, groupAPI, groupKubeconfig, groupParts, groupUpstream}
+	return []string{groupGeneral, groupJoining, groupNode, groupNetwork, groupAPI, groupKubeconfig, groupParts, groupBackup, groupUpstream}
 }
 
 // DefaultFile is read when nobody names a configuration file. It need not exist.
@@ -233,6 +234,58 @@ func allOptions() []Option {
 		{Name: "datastore-driver", Group: groupParts, of: serverOnly, Arg: "name", Default: "sqlite", Choices: []string{"sqlite", "kine-sqlite"},
 			Help:  "who keeps the objects in the SQLite file: Knarr's engine, which takes a file of kine's over for good, or kine",
 			field: func(c *Config) any { return &c.Store.Driver }},
+		{Name: "secrets-encryption", Group: groupParts, of: serverOnly, Default: "true",
+			Help:  "encrypt Secrets in the store of a new cluster; \"knarr secrets-encrypt\" changes that of an older one",
+			field: func(c *Config) any { return &c.Store.SecretsEncryption }},
+
+		{Name: "backup-schedule", Group: groupBackup, of: serverOnly, Arg: "cron", DefaultText: "none",
+			Help:  "when backups are made, such as \"@every 6h\" or \"0 3 * * *\"",
+			field: func(c *Config) any { return &c.Backup.Schedule }},
+		{Name: "backup-retention", Group: groupBackup, of: serverOnly, Arg: "number", Default: "7",
+			Help:  "backups of this cluster that are kept",
+			field: func(c *Config) any { return &c.Backup.Retention }},
+		{Name: "backup-dir", Group: groupBackup, of: serverOnly, Arg: "folder", DefaultText: "backups in data-dir",
+			Help:  "folder of backups",
+			field: func(c *Config) any { return &c.Backup.Dir }},
+		{Name: "backup-passphrase-file", Group: groupBackup, of: serverOnly, Arg: "file",
+			Help:  "file whose first line is the passphrase that backups are encrypted with",
+			field: func(c *Config) any { return &c.Backup.PassphraseFile }},
+		{Name: "backup-recipients-file", Group: groupBackup, of: serverOnly, Arg: "file",
+			Help:  "file of the public keys of age that backups are encrypted for, one a line",
+			field: func(c *Config) any { return &c.Backup.RecipientsFile }},
+		{Name: "replicate-to", Group: groupBackup, of: serverOnly, Arg: "place",
+			Help:  "folder or s3://bucket/folder that changes of the store are copied to, a fraction of a second after they are made",
+			field: func(c *Config) any { return &c.Backup.ReplicateTo }},
+		{Name: "backup-s3", Group: groupBackup, of: serverOnly,
+			Help:  "keep backups in a bucket of S3 in place of the folder",
+			field: func(c *Config) any { return &c.Backup.S3.Enabled }},
+		{Name: "backup-s3-endpoint", Group: groupBackup, of: serverOnly, Arg: "host:port", Default: "s3.amazonaws.com",
+			Help:  "server of S3",
+			field: func(c *Config) any { return &c.Backup.S3.Endpoint }},
+		{Name: "backup-s3-endpoint-ca", Group: groupBackup, of: serverOnly, Arg: "file",
+			Help:  "authorities that vouch for the server of S3, in place of the machine's",
+			field: func(c *Config) any { return &c.Backup.S3.EndpointCA }},
+		{Name: "backup-s3-skip-ssl-verify", Group: groupBackup, of: serverOnly,
+			Help:  "accept any certificate of the server of S3",
+			field: func(c *Config) any { return &c.Backup.S3.SkipSSLVerify }},
+		{Name: "backup-s3-insecure", Group: groupBackup, of: serverOnly,
+			Help:  "speak HTTP to the server of S3",
+			field: func(c *Config) any { return &c.Backup.S3.Insecure }},
+		{Name: "backup-s3-bucket", Group: groupBackup, of: serverOnly, Arg: "name",
+			Help:  "bucket of backups",
+			field: func(c *Config) any { return &c.Backup.S3.Bucket }},
+		{Name: "backup-s3-region", Group: groupBackup, of: serverOnly, Arg: "name", Default: "us-east-1",
+			Help:  "region of the bucket",
+			field: func(c *Config) any { return &c.Backup.S3.Region }},
+		{Name: "backup-s3-folder", Group: groupBackup, of: serverOnly, Arg: "name",
+			Help:  "what the names of backups in the bucket begin with",
+			field: func(c *Config) any { return &c.Backup.S3.Folder }},
+		{Name: "backup-s3-credentials-file", Group: groupBackup, of: serverOnly, Arg: "file", DefaultText: "AWS' variables, such as AWS_ACCESS_KEY_ID, then the machine's role",
+			Help:  "credentials, in the form of ~/.aws/credentials",
+			field: func(c *Config) any { return &c.Backup.S3.CredentialsFile }},
+		{Name: "backup-s3-timeout", Group: groupBackup, of: serverOnly, Arg: "duration", Default: "5m",
+			Help:  "time that the transfer of one backup may take",
+			field: func(c *Config) any { return &c.Backup.S3.Timeout }},
 
 		upstream("kube-apiserver", serverOnly, func(c *Config) any { return &c.ControlPlane.APIServerArgs }),
 		upstream("kube-controller-manager", serverOnly, func(c *Config) any { return &c.ControlPlane.ControllerManagerArgs }),
@@ -255,8 +308,11 @@ func (o Option) Env() string {
 
 // IsSwitch tells whether the option is on or off.
 func (o Option) IsSwitch() bool {
-	_, ok := o.field(new(Config)).(*bool)
-	return ok
+	switch o.field(new(Config)).(type) {
+	case *bool, *On:
+		return true
+	}
+	return false
 }
 
 // IsList tells whether the option takes several values.

@@ -44,7 +44,8 @@ func TestEveryOptionOfTheCommandLineExists(t *testing.T) {
 		write-kubeconfig write-kubeconfig-mode write-kubeconfig-group disable disable-agent flannel-backend flannel-iface
 		disable-kube-proxy pod-manifest-path resolv-conf snapshotter private-registry container-runtime-endpoint kube-apiserver-arg
 		kube-controller-manager-arg kube-scheduler-arg kubelet-arg kube-proxy-arg debug timings log-format
-		datastore-synchronous datastore-driver workqueue-metrics`) {
+		datastore-synchronous datastore-driver workqueue-metrics secrets-encryption backup-schedule backup-retention backup-dir
+		backup-passphrase-file backup-recipients-file backup-s3 backup-s3-endpoint backup-s3-bucket backup-s3-folder`) {
 		if !slices.Contains(names, name) {
 			t.Errorf("no option %s", name)
 		}

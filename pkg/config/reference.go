@@ -32,10 +32,10 @@ func (o Option) cell() string {
 
 func (o Option) defaultCell() string {
 	switch {
-	case o.IsSwitch():
-		return "`false`"
 	case o.Default != "":
 		return "`" + o.Default + "`"
+	case o.IsSwitch():
+		return "`false`"
 	case o.DefaultText != "":
 		return o.DefaultText
 	}

@@ -83,6 +83,12 @@ func parse(field any, text string) (err error) {
 		if *p, err = strconv.ParseBool(text); err != nil {
 			return fmt.Errorf("must be true or false")
 		}
+	case *On:
+		on, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("must be true or false")
+		}
+		p.off = !on
 	case *int:
 		if *p, err = strconv.Atoi(text); err != nil {
 			return fmt.Errorf("must be a whole number")
@@ -147,6 +153,8 @@ func (o Option) Values(c *Config) []string {
 		}
 	case *bool:
 		return []string{strconv.FormatBool(*p)}
+	case *On:
+		return []string{strconv.FormatBool(p.Enabled())}
 	case *int:
 		if *p != 0 {
 			return []string{strconv.Itoa(*p)}

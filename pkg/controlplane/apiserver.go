@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -25,6 +27,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/datastore"
+	"github.com/knarr-dev/knarr/pkg/encryption"
 )
 
 // APIServer opens the store and serves the Kubernetes API over it.
@@ -82,8 +85,13 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	defer lis.Close()
 
+	if encryptsOurWay(c.ControlPlane.APIServerArgs) {
+		if err := a.ensureEncryption(); err != nil {
+			return err
+		}
+	}
 	store, err := datastore.Open(ctx, datastore.Config{
-		Path:        filepath.Join(c.ServerDir(), "db", "state.db"),
+		Path:        storePath(c),
 		Synchronous: c.Store.Synchronous,
 		Driver:      c.Store.Driver,
 		Metrics:     legacyregistry.Registerer(),
@@ -186,6 +194,12 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		// Nor are there any that it could hand requests to. It writes as often.
 		generic.DisabledPostStartHooks.Insert("peer-endpoint-reconciler-controller")
 	}
+	var reload *reloader
+	if encryptsOurWay(a.cfg.Config.ControlPlane.APIServerArgs) {
+		if reload, err = reloadEncryption(generic, a.cfg.Config.ServerDir(), a.log); err != nil {
+			return nil, err
+		}
+	}
 	hooked := make(chan struct{})
 	err = generic.AddPostStartHook("knarr/bootstrap", func(h genericapiserver.PostStartHookContext) error {
 		defer close(hooked)
@@ -228,6 +242,15 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	s := &preparedServer{handler: chain.GenericAPIServer.Handler, hooked: hooked}
 	s.run = func(ctx context.Context) error {
 		defer ways.server.Close()
+		if reload != nil {
+			ctx, stop := context.WithCancel(ctx)
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				reload.run(ctx)
+			}()
+			defer func() { stop(); <-ended }()
+		}
 		return prepared.Run(ctx)
 	}
 	for _, i := range []cache.SharedIndexInformer{
@@ -241,7 +264,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 // flags are the API server's settings; the user's own come after them.
 func (a *APIServer) flags() []string {
 	c, p := a.cfg.Config, a.cfg.PKI()
-	return []string{
+	flags := []string{
 		"advertise-address=" + c.API.AdvertiseAddress.String(),
 		"allow-privileged=true",
 		"api-audiences=https://kubernetes.default.svc." + c.Network.ClusterDomain + ",knarr",
@@ -285,7 +308,22 @@ func (a *APIServer) flags() []string {
 		"tls-cipher-suites=" + strings.Join(config.StrongCiphers(), ","),
 		"tls-private-key-file=" + p.APIServer.Path,
 	}
+	if encryptsOurWay(c.ControlPlane.APIServerArgs) {
+		flags = append(flags, encryptionFlag+"="+encryption.Path(c.ServerDir()), encryptionFlag+"-automatic-reload=true")
+	}
+	return flags
 }
+
+// ensureEncryption has a new cluster's Secrets encrypted, if the configuration says
+// so, and changes nothing for one that exists.
+func (a *APIServer) ensureEncryption() error {
+	c := a.cfg.Config
+	_, err := os.Stat(storePath(c))
+	isNew := errors.Is(err, fs.ErrNotExist)
+	return encryption.Ensure(encryption.Path(c.ServerDir()), isNew && c.Store.SecretsEncryption.Enabled())
+}
+
+func storePath(c *config.Config) string { return filepath.Join(c.ServerDir(), "db", "state.db") }
 
 // waitReady returns once /readyz answers ok. Upstream tells no other way that
 // all its hooks have ended, so that this asks, in memory, until it does.

@@ -85,7 +85,7 @@ func skip(ctx context.Context, path string, by int64) error {
 	if !ours {
 		steps = []string{
 			`INSERT INTO kine(id, name, created, deleted, create_revision, prev_revision, lease, value, old_value)
-				SELECT MAX(id) + ?1, ?2, 0, 1, 0, 0, 0, NULL, NULL FROM kine`,
+				SELECT MAX(id) + ?1, ?2, 0, 1, 0, COALESCE(MAX(CASE WHEN name = ?2 THEN id END), 0), 0, NULL, NULL FROM kine`,
 			`UPDATE kine SET prev_revision = (SELECT MAX(id) FROM kine) WHERE name = 'compact_rev_key'`,
 		}
 	}
@@ -96,7 +96,7 @@ func skip(ctx context.Context, path string, by int64) error {
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
 	for _, step := range steps {
 		// SQLite counts the arguments of each statement.
-		args := []any{by, restoredKey}[:strings.Count(step, "?")]
+		args := []any{by, restoredKey}[:min(strings.Count(step, "?"), 2)]
 		if _, err := tx.ExecContext(ctx, step, args...); err != nil {
 			return err
 		}

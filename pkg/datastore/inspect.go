@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 )
 
 // Inspector reads a store's file, of either driver, beside whoever writes to it.
@@ -210,6 +211,18 @@ func resourceOf(key string) string {
 	return parts[0]
 }
 
+// Glance looks at the structure of all pages, as a start does, and returns the last
+// revision. It keeps nothing in memory.
+func (i *Inspector) Glance(ctx context.Context) (revision int64, err error) {
+	if err := check(ctx, i.tx); err != nil {
+		return 0, fmt.Errorf("datastore %s: %w", i.path, err)
+	}
+	if err := i.tx.QueryRowContext(ctx, "SELECT COALESCE(MAX("+i.rev+"), 0) FROM "+i.table).Scan(&revision); err != nil {
+		return 0, fmt.Errorf("read datastore %s: %w", i.path, err)
+	}
+	return revision, nil
+}
+
 // Check looks for damage: at SQLite's structures, and at whether our engine's
 // tables agree. It returns a line for each fault, a hundred at most.
 func (i *Inspector) Check(ctx context.Context) ([]string, error) {
@@ -315,13 +328,32 @@ func Compact(ctx context.Context, path string) error {
 	_, err = s.kept.ExecContext(ctx, "VACUUM")
 	s.keeping.Unlock()
 	if err == nil {
-		var left int
-		if left, err = s.checkpoint(ctx, "TRUNCATE"); err == nil && left > 0 {
-			err = errors.New("another process reads it: end that, and try again")
-		}
+		err = s.emptyLog(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("give the room of datastore %s back: %w", path, err)
 	}
 	return nil
 }
+
+// emptyLog waits for those who read for a moment, as kine's driver does now and
+// then.
+func (s *Store) emptyLog(ctx context.Context) error {
+	for deadline := time.Now().Add(readersWait); ; {
+		left, err := s.checkpoint(ctx, "TRUNCATE")
+		if err != nil || left == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return errors.New("another process reads it: end that, and try again")
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond): // SQLite tells nobody when a reader ends
+		}
+	}
+}
+
+// readersWait bounds the wait for those who read.
+const readersWait = 10 * time.Second

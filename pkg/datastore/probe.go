@@ -76,10 +76,13 @@ func refuseOurs(ctx context.Context, db *sql.DB) error {
 	return nil
 }
 
-// whose tells which drivers' tables a file has.
-func whose(ctx context.Context, file interface {
+// rower is a file that is open, or a transaction on one.
+type rower interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}) (ours, theirs bool, err error) {
+}
+
+// whose tells which drivers' tables a file has.
+func whose(ctx context.Context, file rower) (ours, theirs bool, err error) {
 	const has = "EXISTS(SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = "
 	if err := file.QueryRowContext(ctx, "SELECT "+has+"'log'), "+has+"'kine')").Scan(&ours, &theirs); err != nil {
 		return false, false, fmt.Errorf("look for whose tables it has: %w", err)
@@ -106,7 +109,7 @@ func readOnly(path string) (*sql.DB, error) {
 
 // check looks at the structure of every page; a value that was changed in place
 // it cannot tell from what was written.
-func check(ctx context.Context, db *sql.DB) error {
+func check(ctx context.Context, db rower) error {
 	var first string
 	if err := db.QueryRowContext(ctx, "PRAGMA quick_check(1)").Scan(&first); err != nil {
 		return fmt.Errorf("check: %w", err)
