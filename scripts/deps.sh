@@ -8,7 +8,7 @@ set -eu
 # Building: the first line. Running a node, and testing one: the others.
 packages="
 	gcc libc6-dev libseccomp-dev pkg-config zstd make git ca-certificates shellcheck
-	iproute2 nftables util-linux bsdutils mount e2fsprogs
+	iproute2 nftables util-linux bsdutils mount e2fsprogs crun
 "
 case ${1-} in
 cross) packages="$packages gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user-static" ;;

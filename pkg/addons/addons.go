@@ -44,6 +44,8 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 		{"dns", a.dns},
 		{"servicelb", a.serviceLB},
 		{"local-storage", a.localStorage},
+		{"registry", a.registry},
+		{"runtimes", a.runtimes},
 	} {
 		if slices.Contains(env.Config.Disable, addOn.name) {
 			continue

@@ -89,7 +89,7 @@ func New(c Commands) *cobra.Command {
 		root.AddCommand(newCheck(c))
 	}
 	root.AddCommand(newInstall(c), newUpgrade(), newRollback(), newUninstall(), newStop(), newStatus(), newCertificate(), newSupportBundle(c.Version),
-		newStore(), newBackup(c), newSecretsEncrypt(), newToken(), newVersion(c.Version), newCompletion())
+		newStore(), newImage(), newBackup(c), newSecretsEncrypt(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
 	if len(c.Internal) > 0 {
 		internal := &cobra.Command{Use: "internal", Short: "What Knarr calls itself with", Hidden: true}

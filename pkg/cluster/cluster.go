@@ -61,6 +61,8 @@ func New(cfg Config) (*Cluster, error) {
 		Settings: &c.settings,
 		Dir:      filepath.Join(cfg.Config.ServerDir(), "run"),
 		CSI:      &c.env.CSI,
+		// Known once all parts are, which is before anything runs.
+		Streams: c.env.Handlers,
 	}
 	c.host = cp.Host()
 	c.certs.host = c.host

@@ -60,6 +60,7 @@ func clusterInfo(c *config.Config, p *pki.PKI) join.Cluster {
 		FlannelBackend:   c.Network.FlannelBackend,
 		DisableKubeProxy: c.Network.DisableKubeProxy,
 		Disable:          c.Disable,
+		Registry:         c.Registry.Listen(),
 		ClientCA:         string(p.ClientCA.CertPEM),
 	}
 }

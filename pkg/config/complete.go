@@ -29,7 +29,9 @@ func (c *Config) Complete(h Host) error {
 		k.api()
 		k.kubeconfig(h)
 		k.backup()
+		k.registry()
 	}
+	k.credentialProvider(h)
 	// An agent learns its network from the cluster.
 	if !c.Agent || c.Network.ClusterCIDR.IsValid() {
 		k.network()
@@ -49,11 +51,13 @@ func (c *Config) CompleteBackup(h Host) error {
 	return errors.Join(k.problems...)
 }
 
-// Join makes an agent's network the cluster's, and leaves out the add-ons that no
-// node has. Complete checks how they go with this machine.
-func (c *Config) Join(n Network, disable []string) {
+// Join makes an agent's network the cluster's, leaves out the add-ons that no
+// node has, and takes note of where every node has the cluster's registry; empty
+// if there is none. Complete checks how they go with this machine.
+func (c *Config) Join(n Network, disable []string, registry string) {
 	n.FlannelIface = c.Network.FlannelIface
 	c.Network, c.Disable = n, disable
+	c.Registry = Registry{Enabled: registry != "", Address: registry}
 }
 
 func (c *Config) normalize(k *checker) {

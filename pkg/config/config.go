@@ -52,8 +52,10 @@ type Config struct {
 	// also the default, or metadata, which is the default of profile cis.
 	Audit string
 
-	// Disable names add-ons that are not started: dns, local-storage, servicelb.
+	// Disable names add-ons that are not started: dns, local-storage, runtimes, servicelb.
 	Disable []string
+	// Registry is the registry in this process.
+	Registry Registry
 	// DisableAgent runs the control plane only, with no node in this process.
 	DisableAgent bool
 
@@ -140,6 +142,11 @@ type Node struct {
 	ResolvConf string
 	// Snapshotter is overlayfs (default) or native.
 	Snapshotter string
+	// CredentialProviderConfig and CredentialProviderBinDir tell the kubelet which
+	// programs give credentials for image pulls, and where they are; see the
+	// kubelet's CredentialProviderConfig. Both or neither.
+	CredentialProviderConfig string
+	CredentialProviderBinDir string
 	// PrivateRegistry is the file that says how images are pulled, in k3s' format.
 	// Default /etc/knarr/registries.yaml, which need not exist.
 	PrivateRegistry string
@@ -216,6 +223,23 @@ type On struct{ off bool }
 
 // Enabled tells which.
 func (o On) Enabled() bool { return !o.off }
+
+// Registry is the image registry in a server's process, which every node has on
+// its loopback.
+type Registry struct {
+	// Enabled starts it. Default false.
+	Enabled bool
+	// Address is a loopback address with a port. Default 127.0.0.1:5000.
+	Address string
+}
+
+// Listen is Address, or empty if there is no registry.
+func (r Registry) Listen() string {
+	if !r.Enabled {
+		return ""
+	}
+	return r.Address
+}
 
 // Log is how much is said and counted, and how.
 type Log struct {

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	apirequest "k8s.io/apiserver/pkg/endpoints/request"
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/component-base/metrics/legacyregistry"
@@ -183,6 +184,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, err
 	}
 	generic := cfg.KubeAPIs.ControlPlane.Generic
+	streams := a.streams(generic)
 	generic.SkipOpenAPIInstallation = true // serveOpenAPI does it.
 	// These two sleep a second and then write one object after the other. Ours
 	// below does the same work at once.
@@ -222,6 +224,9 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		chain.GenericAPIServer.Handler.NonGoRestfulMux.Handle(path, h)
 		chain.GenericAPIServer.Handler.NonGoRestfulMux.HandlePrefix(path+"/", h)
 	}
+	for path, h := range streams {
+		chain.GenericAPIServer.Handler.NonGoRestfulMux.HandlePrefix(path, h)
+	}
 	if h := chain.GenericAPIServer.Handler; a.cfg.Admit != nil {
 		h.FullHandlerChain = a.cfg.Admit(h.FullHandlerChain)
 	}
@@ -259,6 +264,25 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		s.authorizing = append(s.authorizing, i.HasSyncedChecker().Done())
 	}
 	return s, nil
+}
+
+// streams are those of other parts. They end by themselves, not by the API
+// server's limit of a minute.
+func (a *APIServer) streams(generic *genericapiserver.Config) map[string]http.Handler {
+	if a.cfg.Streams == nil {
+		return nil
+	}
+	streams := a.cfg.Streams()
+	long := generic.LongRunningFunc
+	generic.LongRunningFunc = func(r *http.Request, info *apirequest.RequestInfo) bool {
+		for path := range streams {
+			if strings.HasPrefix(r.URL.Path, path) {
+				return true
+			}
+		}
+		return long(r, info)
+	}
+	return streams
 }
 
 // flags are the API server's settings; the user's own come after them.

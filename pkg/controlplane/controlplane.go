@@ -39,6 +39,10 @@ type Config struct {
 	// Admit, if not nil, stands before everything that the API server does, and
 	// may refuse requests.
 	Admit func(http.Handler) http.Handler
+	// Streams, if not nil, returns what else is served at the API server's port, by
+	// path, each of which ends in a slash, and may take any time. Authorization is by
+	// path, too.
+	Streams func() map[string]http.Handler
 }
 
 // Host is where clients in this process reach the API server. It is loopback

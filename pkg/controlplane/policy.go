@@ -42,8 +42,12 @@ func ownPolicy() rbacPolicy {
 			Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: []string{"services", "nodes", "namespaces"}, Verbs: read},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
+				// The user's own configuration of cluster DNS; see package dns.
+				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns-custom"}, Verbs: read},
 				{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"servicecidrs"}, Verbs: []string{"list", "watch"}},
 				{NonResourceURLs: []string{tunnel.Path}, Verbs: []string{"get"}},
+				// The registry in the server's process, where there is one.
+				{NonResourceURLs: []string{"/knarr/registry/*"}, Verbs: []string{"get", "head", "post", "put", "patch"}},
 				{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch", "update"}},
 			},
 		}, {

@@ -38,6 +38,9 @@ type Cluster struct {
 	DisableKubeProxy bool `json:"disableKubeProxy,omitempty"`
 	// Disable names the add-ons that no node starts.
 	Disable []string `json:"disable,omitempty"`
+	// Registry is the loopback address at which every node has the registry that is
+	// in the servers' process; empty if there is none.
+	Registry string `json:"registry,omitempty"`
 	// ClientCA is the authority, PEM, of those who may ask a kubelet.
 	ClientCA string `json:"clientCA"`
 }

@@ -14,12 +14,14 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/bundle"
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/node/containerd"
 	"github.com/knarr-dev/knarr/pkg/node/images"
 	"github.com/knarr-dev/knarr/pkg/node/kubelet"
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
 	"github.com/knarr-dev/knarr/pkg/node/registries"
+	"github.com/knarr-dev/knarr/pkg/ociruntime"
 	"github.com/knarr-dev/knarr/pkg/part"
 )
 
@@ -64,6 +66,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 			RestrictOOMScoreAdj: n.Facts.RestrictOOMScoreAdj,
 			DisableAppArmor:     !n.Facts.AppArmor,
 			Redirect:            sources.Redirect,
+			Runtimes:            ociruntime.Find(os.Getenv("PATH")),
 		}
 		cri = ctr.Socket()
 		needs = append(needs, "containerd", "builtin-images")
@@ -101,7 +104,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		VolumePluginDir: filepath.Join(c.AgentDir(), "volume-plugins"),
 		Kubeconfig:      filepath.Join(c.AgentDir(), "kubelet.kubeconfig"),
 		OOMScoreAdj:     n.oomScoreAdj(),
-		Args:            append(c.KubeletProfile(), c.Node.KubeletArgs...),
+		Args:            slices.Concat(credentialProvider(c.Node), c.KubeletProfile(), c.Node.KubeletArgs),
 		LeaseDuration:   lease,
 		ReportFrequency: report,
 		CSI:             &env.CSI,
@@ -115,6 +118,18 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		component.Spec{Component: kl, Class: component.Critical},
 		component.Spec{Component: &registration{env: env, controlPlane: n.ControlPlane, since: time.Now()}, Class: component.Retried},
 	), nil
+}
+
+// credentialProvider are the kubelet's flags for programs that give credentials
+// for image pulls.
+func credentialProvider(n config.Node) []string {
+	if n.CredentialProviderConfig == "" {
+		return nil
+	}
+	return []string{
+		"image-credential-provider-config=" + n.CredentialProviderConfig,
+		"image-credential-provider-bin-dir=" + n.CredentialProviderBinDir,
+	}
 }
 
 // oomScoreAdj is how the kernel shall treat this process when memory is short.

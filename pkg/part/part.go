@@ -5,6 +5,7 @@ package part
 import (
 	"context"
 	"log/slog"
+	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,8 @@ type Env struct {
 	// process may ask the API server, and when it calls itself ready.
 	Answering, Serving string
 
+	handlers map[string]http.Handler
+
 	access atomic.Pointer[Access]
 	group  atomic.Pointer[component.Group]
 }
@@ -63,6 +66,19 @@ type Access struct {
 	// with; empty if it shall ask the cluster for one.
 	KubeletServing string
 }
+
+// Handle has the API server, where there is one in this process, serve what is
+// below a path that ends in a slash, to whom its authorization allows it. Answers
+// may take any time. Parts call it in Components.
+func (e *Env) Handle(path string, h http.Handler) {
+	if e.handlers == nil {
+		e.handlers = map[string]http.Handler{}
+	}
+	e.handlers[path] = h
+}
+
+// Handlers are those of all parts, by path.
+func (e *Env) Handlers() map[string]http.Handler { return e.handlers }
 
 // SetGroup is called before anything starts.
 func (e *Env) SetGroup(g *component.Group) { e.group.Store(g) }

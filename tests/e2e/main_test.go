@@ -41,8 +41,17 @@ spec:
 `
 
 var shared = harness.Lazy(harness.Options{
-	Args:  []string{"--kube-controller-manager-arg=pv-recycler-pod-template-filepath-hostpath=/etc/knarr/recycler.yaml"},
-	Files: map[string]string{"/etc/knarr/recycler.yaml": recycler},
+	Args: []string{
+		"--kube-controller-manager-arg=pv-recycler-pod-template-filepath-hostpath=/etc/knarr/recycler.yaml",
+		"--registry",
+		"--image-credential-provider-config=/etc/knarr/credentials.yaml",
+		"--image-credential-provider-bin-dir=/etc/knarr/credentials",
+	},
+	Files: map[string]string{
+		"/etc/knarr/recycler.yaml":            recycler,
+		"/etc/knarr/credentials.yaml":         credentialProviders,
+		"/etc/knarr/credentials/lab-provider": credentialProvider,
+	},
 })
 
 func TestMain(m *testing.M) {

@@ -318,7 +318,11 @@ func (n *Node) write(path, content string) error {
 		return err
 	}
 	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".new")
-	if err := os.WriteFile(tmp, []byte(content), 0o644); err != nil {
+	mode := fs.FileMode(0o644)
+	if strings.HasPrefix(content, "#!") { // a script
+		mode = 0o755
+	}
+	if err := os.WriteFile(tmp, []byte(content), mode); err != nil {
 		return err
 	}
 	return os.Rename(tmp, path)

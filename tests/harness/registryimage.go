@@ -21,6 +21,8 @@ import (
 	digest "github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/knarr-dev/knarr/tests/harness/imageclient"
 )
 
 // Push puts an image into the registry: the test image, with a file /edition
@@ -54,6 +56,21 @@ func (r *Registry) Push(t testing.TB, name string, edit ...func(*ocispec.Image))
 	})
 	r.put(t, http.MethodPut, "/v2/"+repository+"/manifests/"+tag, ocispec.MediaTypeImageManifest, manifest)
 	return digest.FromBytes(manifest)
+}
+
+// Build makes an image as a builder would: the test image, with a file /edition
+// that has a text in it.
+func Build(t testing.TB, edition string) imageclient.Image {
+	t.Helper()
+	config, layer, err := readTestImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := imageclient.New(config, layer, editionLayer(t, edition))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return img
 }
 
 // Tag gives an image of a repository another tag.

@@ -25,6 +25,7 @@ type apiServer struct {
 	objects  map[string][]map[string]any // by resource
 	watchers map[string][]chan map[string]any
 	asked    map[string]bool // "verb resource.group"
+	waiting  map[string]chan struct{}
 }
 
 func newAPIServer(t *testing.T, objects ...runtime.Object) *apiServer {
@@ -33,6 +34,7 @@ func newAPIServer(t *testing.T, objects ...runtime.Object) *apiServer {
 		objects:  map[string][]map[string]any{},
 		watchers: map[string][]chan map[string]any{},
 		asked:    map[string]bool{},
+		waiting:  map[string]chan struct{}{},
 	}
 	for _, o := range objects {
 		a.add(o)
@@ -43,6 +45,19 @@ func newAPIServer(t *testing.T, objects ...runtime.Object) *apiServer {
 		a.Close()
 	})
 	return a
+}
+
+// askedFor is closed once the server has been asked for that.
+func (a *apiServer) askedFor(what string) <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	done := make(chan struct{})
+	if a.asked[what] {
+		close(done)
+	} else {
+		a.waiting[what] = done
+	}
+	return done
 }
 
 func (a *apiServer) rest() (*rest.Config, error) { return &rest.Config{Host: a.URL}, nil }
@@ -68,7 +83,7 @@ func (a *apiServer) add(o runtime.Object) {
 func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	parts := strings.Split(strings.Trim(r.URL.Path, "/"), "/") // api/v1/services, apis/group/v1/endpointslices
 	resource, group := parts[len(parts)-1], ""
-	apiVersion := strings.Join(parts[1:len(parts)-1], "/")
+	apiVersion, _, _ := strings.Cut(strings.Join(parts[1:len(parts)-1], "/"), "/namespaces/")
 	if parts[0] == "apis" {
 		group = parts[1]
 	}
@@ -79,6 +94,10 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 
 	a.mu.Lock()
 	a.asked[verb+" "+resource+"."+group] = true
+	if wait := a.waiting[verb+" "+resource+"."+group]; wait != nil {
+		close(wait)
+		delete(a.waiting, verb+" "+resource+"."+group)
+	}
 	have := append([]map[string]any(nil), a.objects[resource]...)
 	news := make(chan map[string]any, 100)
 	if verb == "watch" {
@@ -89,7 +108,7 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
 	out := json.NewEncoder(w)
 	if verb == "list" {
-		kind := map[string]string{"services": "Service", "namespaces": "Namespace", "endpointslices": "EndpointSlice", "pods": "Pod"}[resource]
+		kind := map[string]string{"services": "Service", "namespaces": "Namespace", "endpointslices": "EndpointSlice", "pods": "Pod", "configmaps": "ConfigMap"}[resource]
 		out.Encode(map[string]any{"apiVersion": apiVersion, "kind": kind + "List", "metadata": map[string]any{"resourceVersion": "100"}, "items": have})
 		return
 	}
@@ -112,7 +131,7 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *apiServer) bookmark(resource, apiVersion string) map[string]any {
-	kind := map[string]string{"services": "Service", "namespaces": "Namespace", "endpointslices": "EndpointSlice", "pods": "Pod"}[resource]
+	kind := map[string]string{"services": "Service", "namespaces": "Namespace", "endpointslices": "EndpointSlice", "pods": "Pod", "configmaps": "ConfigMap"}[resource]
 	return map[string]any{"apiVersion": apiVersion, "kind": kind, "metadata": map[string]any{
 		"resourceVersion": "100",
 		"annotations":     map[string]any{metav1.InitialEventsAnnotationKey: "true"},

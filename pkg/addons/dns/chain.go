@@ -13,41 +13,12 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/caddy/caddyfile"
-	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
-	"github.com/coredns/coredns/plugin/cache"
 	"github.com/coredns/coredns/plugin/kubernetes"
 	"github.com/coredns/coredns/plugin/pkg/dnsutil"
 	"github.com/coredns/coredns/request"
 	"github.com/miekg/dns"
 )
-
-// server puts the handlers in a row: failures are logged, addresses shuffled,
-// names of the cluster answered from cl, all others forwarded and cached.
-//
-// The cache stands behind the cluster's names: those are in memory already, and
-// a new Service or endpoint shall not be hidden by an answer of five seconds ago.
-func (d *DNS) server(cl *cluster, fw *forwarder) (*dnsserver.Server, error) {
-	k8s, err := d.kubernetes()
-	if err != nil {
-		return nil, err
-	}
-	k8s.APIConn = cl
-	known := cache.New()
-	known.Next = fw
-	k8s.Next = &reverseGuard{cidrs: d.cfg.CIDRs, next: known}
-
-	site := &dnsserver.Config{Zone: "."}
-	site.AddPlugin(func(next plugin.Handler) plugin.Handler { return &failures{log: d.cfg.Log, next: next} })
-	site.AddPlugin(func(next plugin.Handler) plugin.Handler { return &shuffle{next: next} })
-	site.AddPlugin(func(plugin.Handler) plugin.Handler { return k8s })
-
-	srv, err := dnsserver.NewServer("dns://"+d.cfg.Sockets.Addr().String(), []*dnsserver.Config{site})
-	if err != nil {
-		return nil, fmt.Errorf("set up cluster DNS: %w", err)
-	}
-	return srv, nil
-}
 
 // kubernetes makes the plugin through its own parser, the only way to its
 // unexported settings.

@@ -39,6 +39,7 @@ type cluster struct {
 	services, endpoints, namespaces cache.Indexer
 	pods                            cache.Indexer // nil when pods are not verified
 	informers                       []cache.Controller
+	core                            corev1client.CoreV1Interface
 
 	synced  chan struct{} // closed once all informers have the first list
 	changed atomic.Int64  // Unix seconds of the last change; the zone's serial
@@ -63,7 +64,7 @@ func newCluster(conn *rest.Config, withPods bool) (*cluster, error) {
 		return nil, fmt.Errorf("connect cluster DNS to the API server: %w", err)
 	}
 
-	c := &cluster{synced: make(chan struct{})}
+	c := &cluster{synced: make(chan struct{}), core: core}
 	c.services = c.inform(core.RESTClient(), "services", fields.Everything(), &corev1.Service{}, object.ToService, cache.Indexers{
 		byName: index(func(s *object.Service) []string { return []string{s.Index} }),
 		byIP:   index(func(s *object.Service) []string { return s.ClusterIPs }),

@@ -17,11 +17,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/coredns/coredns/core/dnsserver"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
 
@@ -139,7 +141,7 @@ func (d *DNS) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	fw := newForwarder(d.upstreams())
 	defer fw.stop()
-	srv, err := d.server(cl, fw)
+	srv, err := d.server(cl, fw, nil)
 	if err != nil {
 		return err
 	}
@@ -147,6 +149,14 @@ func (d *DNS) Run(ctx context.Context, ready chan<- struct{}) error {
 	watching, stopWatching := context.WithCancel(ctx)
 	var watch sync.WaitGroup
 	watch.Go(func() { cl.run(watching, d.cfg.APIReady) })
+	changed := make(chan *served)
+	watch.Go(func() {
+		select {
+		case <-cl.synced:
+			follow(watching, cl.core, func(c custom) { d.change(watching, cl, fw, c, changed) })
+		case <-watching.Done():
+		}
+	})
 	defer watch.Wait()
 	defer stopWatching()
 
@@ -159,22 +169,52 @@ func (d *DNS) Run(ctx context.Context, ready chan<- struct{}) error {
 	case <-late.C:
 		d.cfg.Log.Warn("the API server has not told its Services yet: only names outside the cluster are answered")
 	}
-	return d.serve(ctx, srv, cl.synced, fw, ready)
+	synced := cl.synced
+	for {
+		next, err := d.serve(ctx, srv, synced, changed, fw, ready)
+		if err != nil || ctx.Err() != nil {
+			return err
+		}
+		// Queries wait in the sockets meanwhile.
+		srv, synced = next, nil
+	}
 }
 
-// serve answers queries until ctx ends or a socket fails.
-func (d *DNS) serve(ctx context.Context, srv *dnsserver.Server, synced <-chan struct{}, fw *forwarder, ready chan<- struct{}) error {
+// change makes the server that a user's configuration asks for, and hands it over.
+// A configuration with a mistake is told, and changes nothing.
+func (d *DNS) change(ctx context.Context, cl *cluster, fw *forwarder, c custom, to chan<- *served) {
+	srv, err := d.server(cl, fw, c)
+	if err != nil {
+		d.cfg.Log.Error("the user's configuration of DNS is not applied; what was before stays", "err", err)
+		return
+	}
+	select {
+	case to <- srv:
+		d.cfg.Log.Info("the user's configuration of DNS is applied", "configmap", metav1.NamespaceSystem+"/"+CustomName, "keys", slices.Sorted(maps.Keys(c)))
+	case <-ctx.Done():
+	}
+}
+
+// serve answers queries until ctx ends, a socket fails, or another server is to
+// follow, which it returns. It closes ready when synced is closed.
+func (d *DNS) serve(ctx context.Context, srv *served, synced <-chan struct{}, changed <-chan *served, fw *forwarder, ready chan<- struct{}) (*served, error) {
 	udp, tcp, err := d.cfg.Sockets.dup()
 	if err != nil {
-		return err
+		return nil, err
+	}
+	defer srv.end()
+	if err := srv.begin(); err != nil {
+		d.cfg.Log.Warn(err.Error())
 	}
 	failed := make(chan error, 2)
 	var serving sync.WaitGroup
 	serving.Go(func() { failed <- srv.ServePacket(udp) })
 	serving.Go(func() { failed <- srv.Serve(tcp) })
 	defer func() {
-		hurry := time.AfterFunc(drain, fw.stop)
-		defer hurry.Stop()
+		if ctx.Err() != nil {
+			hurry := time.AfterFunc(drain, fw.stop)
+			defer hurry.Stop()
+		}
 		srv.Stop()
 		// A server that is stopped before it has begun to read does not
 		// notice; closing what it reads from makes sure.
@@ -186,9 +226,11 @@ func (d *DNS) serve(ctx context.Context, srv *dnsserver.Server, synced <-chan st
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return nil, nil
+		case next := <-changed:
+			return next, nil
 		case err := <-failed:
-			return fmt.Errorf("serve DNS on %s: %w", d.cfg.Sockets.Addr(), err)
+			return nil, fmt.Errorf("serve DNS on %s: %w", d.cfg.Sockets.Addr(), err)
 		case <-synced:
 			close(ready)
 			synced = nil

@@ -397,6 +397,7 @@ func TestUserMayReadWhatIsReadAndNoMore(t *testing.T) {
 		cfg := Config{REST: api.rest, Sockets: sockets, Pods: pods, ClusterIP: netip.MustParseAddr("10.43.0.10"), Upstreams: []netip.AddrPort{sockets.Addr()}}
 		ready, stop := start(t, cfg)
 		<-ready
+		<-api.askedFor("watch configmaps.") // comes last
 		stop()
 		read := map[string]bool{}
 		for what := range api.asked {

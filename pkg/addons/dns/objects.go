@@ -36,6 +36,7 @@ func Objects(cfg Config) []runtime.Object {
 			ObjectMeta: metav1.ObjectMeta{Name: User},
 			Rules: []rbacv1.PolicyRule{
 				{APIGroups: []string{""}, Resources: cores, Verbs: read},
+				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{CustomName}, Verbs: read},
 				{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: read},
 			},
 		},

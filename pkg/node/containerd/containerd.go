@@ -20,6 +20,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/ociruntime"
 )
 
 // Config is what containerd is told.
@@ -35,6 +36,8 @@ type Config struct {
 	// Executables returns the folders of runc and its shim, and of the CNI
 	// plugins. It is called once the components of Needs are ready.
 	Executables func() (bin, cni string)
+	// Runtimes are those that pods may choose beside runc.
+	Runtimes []ociruntime.Runtime
 	// SystemdCgroup lets systemd make the pods' cgroups.
 	SystemdCgroup bool
 	// RestrictOOMScoreAdj never asks for a lower oom_score_adj than our own, for
@@ -163,16 +166,7 @@ func (c *Containerd) server() *srvconfig.Config {
 				"stats_retention_period": "5m",
 				"containerd": table{
 					"default_runtime_name": "runc",
-					"runtimes": table{
-						"runc": table{
-							"runtime_type": "io.containerd.runc.v2",
-							"runtime_path": filepath.Join(bin, "containerd-shim-runc-v2"),
-							"options": table{
-								"BinaryName":    filepath.Join(bin, "runc"),
-								"SystemdCgroup": c.cfg.SystemdCgroup,
-							},
-						},
-					},
+					"runtimes":             c.runtimes(bin),
 				},
 				"cni": table{
 					// Other networks' plugins are found where everyone puts them.
@@ -188,4 +182,32 @@ func (c *Containerd) server() *srvconfig.Config {
 			},
 		},
 	}
+}
+
+// runtimes tells containerd how to run runc, which it does unless a pod names
+// another, and the others that this machine has.
+func (c *Containerd) runtimes(bin string) map[string]any {
+	type table = map[string]any
+	like := func(program string) table {
+		return table{
+			"runtime_type": ociruntime.RuncType,
+			"runtime_path": filepath.Join(bin, "containerd-shim-runc-v2"),
+			"options":      table{"BinaryName": program, "SystemdCgroup": c.cfg.SystemdCgroup},
+		}
+	}
+	all := table{"runc": like(filepath.Join(bin, "runc"))}
+	for _, r := range c.cfg.Runtimes {
+		if !r.IsShim() {
+			all[r.Handler] = like(r.Path)
+			continue
+		}
+		all[r.Handler] = table{
+			"runtime_type": r.Type, "runtime_path": r.Path,
+			// A virtual machine has devices of its own; and these runtimes are
+			// tuned by annotations of pods.
+			"privileged_without_host_devices": r.Handler == "kata",
+			"pod_annotations":                 []string{"io.katacontainers.*", "dev.gvisor.*"},
+		}
+	}
+	return all
 }
