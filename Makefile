@@ -101,7 +101,7 @@ bench-store: deps
 	go run ./tests/bench/store --into BENCHMARKS.md $(ARGS)
 
 lint: deps bundle
-	@test -z "$$(gofmt -l cmd pkg tests)" || { gofmt -l cmd pkg tests; echo 'run gofmt -w on these'; exit 1; }
+	@test -z "$$(gofmt -l cmd pkg tests examples)" || { gofmt -l cmd pkg tests examples; echo 'run gofmt -w on these'; exit 1; }
 	shellcheck scripts/*.sh install.sh .ci/run
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
@@ -130,6 +130,11 @@ cuts: build images
 HOURS ?= 1
 soak: build images
 	go test -count=1 -timeout 0 -v -run 'TestSoak$$' ./tests/chaos -soak $(HOURS)h -soak-into $(CURDIR)/docs/testing.md
+
+# What importers compile against, compared with the last release or with BASE.
+.PHONY: apidiff
+apidiff:
+	@scripts/apidiff.sh $(BASE)
 
 # Hollow nodes against one real server; the figures go into docs/scale.md.
 NODES ?= 200

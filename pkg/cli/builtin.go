@@ -23,13 +23,15 @@ import (
 func Builtin() *cobra.Command {
 	v := version.Get()
 	return New(Commands{
-		Server:   runServer,
-		Agent:    runServer,
-		Check:    checkMachine,
-		Kubectl:  kubectl,
-		Ctr:      ctr,
-		Crictl:   crictl,
-		Internal: []*cobra.Command{newDemo()},
+		Server:    runServer,
+		Agent:     runServer,
+		Check:     checkMachine,
+		Kubectl:   kubectl,
+		Ctr:       ctr,
+		Crictl:    crictl,
+		Etcd:      etcd,
+		APIServer: apiServer,
+		Internal:  []*cobra.Command{newDemo()},
 		Version: Version{
 			Knarr: v.Knarr, Commit: v.Commit, Date: v.BuildDate, Kubernetes: v.Kubernetes,
 			Parts: []Part{{Name: "containerd", Version: v.Containerd}},

@@ -45,6 +45,10 @@ type Commands struct {
 	// with a method ExitCode() int ends the process with that code, silently:
 	// the tool has spoken for itself.
 	Kubectl, Ctr, Crictl func(args []string) error
+	// Etcd and APIServer are stand-ins for the programs that envtest starts, and
+	// get everything that follows their name.
+	Etcd      func(ctx context.Context, args []string) error
+	APIServer func(args []string) error
 	// Version is what "knarr version" tells.
 	Version Version
 	// Host is the machine that a server's Config is completed for. Default:
@@ -91,6 +95,7 @@ func New(c Commands) *cobra.Command {
 	root.AddCommand(newInstall(c), newUpgrade(), newRollback(), newUninstall(), newStop(), newStatus(), newCertificate(), newSupportBundle(c.Version),
 		newStore(), newImage(), newBackup(c), newSecretsEncrypt(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
+	root.AddCommand(newStandIns(c)...)
 	if len(c.Internal) > 0 {
 		internal := &cobra.Command{Use: "internal", Short: "What Knarr calls itself with", Hidden: true}
 		internal.AddCommand(c.Internal...)
@@ -107,7 +112,7 @@ func Dispatch(argv []string) []string {
 		return nil
 	}
 	name := filepath.Base(argv[0])
-	if slices.Contains([]string{"kubectl", "ctr", "crictl"}, name) {
+	if slices.Contains([]string{"kubectl", "ctr", "crictl", "etcd", "kube-apiserver"}, name) {
 		return append([]string{name}, argv[1:]...)
 	}
 	return argv[1:]

@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"knarr": knarr, "kubectl": knarr, "ctr": knarr, "crictl": knarr})
+	testscript.Main(m, map[string]func(){"knarr": knarr, "kubectl": knarr, "ctr": knarr, "crictl": knarr, "etcd": knarr, "kube-apiserver": knarr})
 }
 
 // knarr is the program with functions that only tell what they were given.
@@ -34,6 +34,9 @@ func knarr() {
 		Kubectl: tool("kubectl"),
 		Ctr:     tool("ctr"),
 		Crictl:  tool("crictl"),
+		Etcd:    func(_ context.Context, args []string) error { return tool("etcd")(args) },
+
+		APIServer: tool("kube-apiserver"),
 		Version: cli.Version{Knarr: "v1.2.3", Kubernetes: "v1.36.4+knarr1", Commit: "0123abcd",
 			Parts: []cli.Part{{Name: "containerd", Version: "v2.3.7"}}},
 		Host: func() config.Host {

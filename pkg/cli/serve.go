@@ -53,6 +53,7 @@ const (
 // server is one run of `knarr server` or `knarr agent`.
 type server struct {
 	cfg      *config.Config
+	more     ServeOptions
 	identity *join.Identity             // an agent's
 	servers  *loadbalancer.LoadBalancer // an agent's
 	dial     dial.Func                  // reaches an agent's servers
@@ -66,10 +67,34 @@ type server struct {
 	sockets  *dns.Sockets
 }
 
-// runServer checks the machine, changes what has to be changed, and runs a
+// ServeOptions are what a program that embeds Knarr adds to its Config.
+type ServeOptions struct {
+	// Bundle has the executables that a node needs. Default: bundle.Embedded.
+	Bundle *bundle.Archive
+	// Parts run with the cluster, beside the node and the add-ons.
+	Parts []part.Part
+}
+
+// Serve is `knarr server` or `knarr agent` as a function, for programs that are a
+// node with more in it: it prepares the machine and runs what cfg says until ctx
+// ends. It needs root. cfg must have been completed. A process may call it once:
+// the kubelet cannot run twice in one.
+func Serve(ctx context.Context, cfg *config.Config, o ServeOptions) error {
+	if cfg.ControlPlaneOnly {
+		return runApart(ctx, cfg)
+	}
+	return serveMachine(ctx, cfg, o)
+}
+
+// runServer is Serve with what is built in.
+func runServer(ctx context.Context, cfg *config.Config) error {
+	return Serve(ctx, cfg, ServeOptions{})
+}
+
+// serveMachine checks the machine, changes what has to be changed, and runs a
 // cluster until ctx ends. SIGHUP restarts it in place: pods go on, DNS queries
 // wait, and a new executable at the same path takes over.
-func runServer(ctx context.Context, cfg *config.Config) error {
+func serveMachine(ctx context.Context, cfg *config.Config, o ServeOptions) error {
 	environ := slices.DeleteFunc(os.Environ(), func(e string) bool {
 		return strings.HasPrefix(e, inheritedFDs+"=") || strings.HasPrefix(e, "LISTEN_")
 	})
@@ -77,7 +102,7 @@ func runServer(ctx context.Context, cfg *config.Config) error {
 	if err := os.Unsetenv(tokenVariable); err != nil {
 		return fmt.Errorf("hide the token: %w", err)
 	}
-	s := &server{cfg: cfg, out: os.Stderr}
+	s := &server{cfg: cfg, more: o, out: os.Stderr}
 	s.log = logs.Setup(s.out, logs.Options{Debug: cfg.Log.Debug, JSON: cfg.Log.Format == "json"})
 	// Both are taken out of the environment before any upstream part looks.
 	s.notifier = sdnotify.FromEnv()
@@ -305,13 +330,16 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 func (s *server) parts() ([]part.Part, error) {
 	addOns := addons.Addons{ControlPlane: !s.cfg.Agent, DNSSockets: s.sockets}
 	if s.cfg.DisableAgent {
-		return []part.Part{addOns}, nil
+		return append([]part.Part{addOns}, s.more.Parts...), nil
 	}
-	archive, err := bundle.Embedded()
-	if err != nil {
-		return nil, err
+	archive := s.more.Bundle
+	if archive == nil {
+		var err error
+		if archive, err = bundle.Embedded(); err != nil {
+			return nil, err
+		}
 	}
-	_, err = os.Stat(filepath.Join(s.cfg.ServerDir(), "db", "state.db"))
+	_, err := os.Stat(filepath.Join(s.cfg.ServerDir(), "db", "state.db"))
 	var tables []nftwatch.Table
 	if addr := s.cfg.Network.ClusterDNS; s.sockets != nil {
 		tables = append(tables, nftwatch.Table{Name: dns.Table(addr), Restore: func(ctx context.Context) {
@@ -320,13 +348,13 @@ func (s *server) parts() ([]part.Part, error) {
 			}
 		}})
 	}
-	return []part.Part{
+	return append([]part.Part{
 		&node.Node{
 			Bundle: archive, Facts: s.facts, SetSysctls: s.ledger.SetSysctls, Tables: tables,
 			ControlPlane: !s.cfg.Agent, NewCluster: !s.cfg.Agent && errors.Is(err, fs.ErrNotExist),
 		},
 		addOns,
-	}, nil
+	}, s.more.Parts...), nil
 }
 
 // announce tells whoever waits when the cluster is ready, and keeps systemd's

@@ -2,12 +2,33 @@
 // when it is given one, a node and add-ons beside it; or an agent, which is a
 // node of a cluster whose control plane is elsewhere.
 //
+//	c, err := cluster.New(cluster.Config{})
+//	if err != nil {
+//		return err
+//	}
+//	defer c.Close()
+//	if err := c.Start(ctx); err != nil {
+//		return err
+//	}
+//	select {
+//	case <-c.Ready():
+//	case err := <-c.Err():
+//		return err
+//	}
+//	client, err := c.Client()
+//
+// That is API server, controller-manager and scheduler of Kubernetes, over a store
+// in a temporary folder, on loopback at a free port. It needs no root and changes
+// nothing of the machine. docs/embedding.md says what it shares with others of its
+// kind in one process.
+//
 // The package itself links no container runtime: whoever wants a node hands it
 // in, as pkg/cli does with pkg/node and pkg/addons.
 package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -15,27 +36,17 @@ import (
 	"path/filepath"
 	"time"
 
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/knarr-dev/knarr/pkg/backup"
 	"github.com/knarr-dev/knarr/pkg/component"
-	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/controlplane"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
 	"github.com/knarr-dev/knarr/pkg/status"
 )
-
-// Config is a cluster's configuration and its parts.
-type Config struct {
-	// Config must have been completed.
-	Config *config.Config
-	// Parts are what runs beside the control plane: the node, the add-ons.
-	Parts []part.Part
-	// Log defaults to slog.Default.
-	Log *slog.Logger
-}
 
 // Cluster is a control plane with its parts.
 type Cluster struct {
@@ -45,14 +56,36 @@ type Cluster struct {
 	host     string
 	certs    *certificates
 	settings controlplane.Settings
+	place    place
 }
 
-// New checks how the parts fit together. Nothing starts, nothing is changed.
+// New checks how the parts fit together. Nothing starts, and nothing is changed but
+// that a folder and a port are found where cfg names none. They are given back by
+// Close, also if Start is never called.
 func New(cfg Config) (*Cluster, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	c := &Cluster{cfg: cfg, certs: newCertificates(cfg)}
+	own, err := cfg.complete()
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{cfg: cfg}
+	c.cfg.Config = own
+	if err := c.place.find(own); err != nil {
+		return nil, err
+	}
+	c.certs = newCertificates(c.cfg)
+	if err := c.assemble(); err != nil {
+		c.place.leave()
+		return nil, err
+	}
+	return c, nil
+}
+
+// assemble makes the group of all components.
+func (c *Cluster) assemble() error {
+	cfg := c.cfg
 	c.env = &part.Env{Config: cfg.Config, Log: cfg.Log, Answering: "apiserver-tls", Serving: "apiserver"}
 	cp := controlplane.Config{
 		Config:   cfg.Config,
@@ -63,6 +96,7 @@ func New(cfg Config) (*Cluster, error) {
 		CSI:      &c.env.CSI,
 		// Known once all parts are, which is before anything runs.
 		Streams: c.env.Handlers,
+		Listen:  c.place.listen,
 	}
 	c.host = cp.Host()
 	c.certs.host = c.host
@@ -73,14 +107,20 @@ func New(cfg Config) (*Cluster, error) {
 		cp.Handlers[path] = healthHandler(func() status.Report { return c.Status() })
 	}
 
+	// A node goes on without its control plane; a program that has nothing else is to
+	// be told.
+	core := component.Retried
+	if cfg.Config.ControlPlaneOnly {
+		core = component.Critical
+	}
 	api := controlplane.NewAPIServer(cp, cfg.Log)
 	specs := []component.Spec{
-		{Component: component.Func("pki", nil, c.ensurePKI), Class: component.Retried},
-		{Component: component.Func("kubeconfig", []string{"pki"}, c.writeKubeconfig), Class: component.Retried},
-		{Component: api, Class: component.Retried, StopsAfter: []string{api.Answering().Name()}, FinishStart: true},
+		{Component: component.Func("pki", nil, c.ensurePKI), Class: core},
+		{Component: component.Func("kubeconfig", []string{"pki"}, c.writeKubeconfig), Class: core},
+		{Component: api, Class: core, StopsAfter: []string{api.Answering().Name()}, FinishStart: true},
 		{Component: api.Answering(), Class: component.Retried},
-		{Component: controlplane.NewControllerManager(cp), Class: component.Retried},
-		{Component: controlplane.NewScheduler(cp), Class: component.Retried},
+		{Component: controlplane.NewControllerManager(cp), Class: core},
+		{Component: controlplane.NewScheduler(cp), Class: core},
 		{Component: members, Class: component.Retried},
 		{Component: component.Func("cluster-info", []string{"apiserver"}, c.publish), Class: component.Retried},
 		{Component: component.Func("node-token", []string{"apiserver"}, c.keepNodeToken), Class: component.Retried},
@@ -99,16 +139,16 @@ func New(cfg Config) (*Cluster, error) {
 			Log:    cfg.Log,
 		}, Class: component.Retried})
 	}
-	for _, p := range cfg.Parts {
+	for _, p := range cfg.parts() {
 		s, err := p.Components(c.env)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		specs = append(specs, s...)
 	}
 	group, err := component.NewGroup(cfg.Log, specs...)
 	if err != nil {
-		return nil, fmt.Errorf("put the cluster together: %w", err)
+		return fmt.Errorf("put the cluster together: %w", err)
 	}
 	c.env.SetGroup(group)
 	c.process = newProcess(group, func() error {
@@ -120,14 +160,58 @@ func New(cfg Config) (*Cluster, error) {
 	c.metrics = &metrics{report: c.Status, certificates: func() ([]pki.Entry, error) {
 		return pki.Inventory(time.Now(), c.certs.cfg.Dir, filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
 	}}
-	return c, nil
+	return nil
 }
 
-// RESTConfig is an administrator's access to the API, once Ready is closed.
+// Close stops everything and waits; then a temporary data dir is removed. It may be
+// called twice, and before Start.
+func (c *Cluster) Close() {
+	c.process.Close()
+	c.place.leave()
+}
+
+// RESTConfig is an administrator's access to the API, without a limit of requests.
+// It is nil until the certificates are there, which is before Ready.
 func (c *Cluster) RESTConfig() *rest.Config {
 	p := c.pki()
-	return p.RESTConfig(p.Admin, c.host)
+	if p == nil {
+		return nil
+	}
+	r := p.RESTConfig(p.Admin, c.host)
+	r.QPS = -1 // the server's own priority and fairness protects it better
+	return r
 }
+
+// Client is an administrator's, with RESTConfig's access.
+func (c *Cluster) Client() (kubernetes.Interface, error) {
+	r := c.RESTConfig()
+	if r == nil {
+		return nil, errNotReady
+	}
+	client, err := kubernetes.NewForConfig(r)
+	if err != nil {
+		return nil, fmt.Errorf("create client: %w", err)
+	}
+	return client, nil
+}
+
+// Kubeconfig is the administrator's access as a file for kubectl, with all
+// certificates in it. The same is in the file at KubeconfigPath.
+func (c *Cluster) Kubeconfig() ([]byte, error) {
+	p := c.pki()
+	if p == nil {
+		return nil, errNotReady
+	}
+	return p.Kubeconfig(p.Admin, c.host).YAML()
+}
+
+// KubeconfigPath is where the administrator's kubeconfig is, once Ready is closed.
+func (c *Cluster) KubeconfigPath() string { return c.cfg.Config.Kubeconfig.Path }
+
+// Host is where the API server listens: https://host:port.
+func (c *Cluster) Host() string { return c.host }
+
+var errNotReady = errors.New("the cluster has no certificates yet; wait for Ready")
 
 // pki returns the certificates, once the component pki is ready.
 func (c *Cluster) pki() *pki.PKI { return c.certs.current() }

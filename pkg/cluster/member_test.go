@@ -13,7 +13,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -33,7 +32,6 @@ import (
 	"k8s.io/client-go/util/certificate/csr"
 	"k8s.io/client-go/util/keyutil"
 
-	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/join"
 	"github.com/knarr-dev/knarr/pkg/token"
 )
@@ -41,38 +39,14 @@ import (
 // controlPlane runs a control plane without a node, on loopback.
 func controlPlane(t *testing.T) *Cluster {
 	t.Helper()
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	c, err := New(Config{Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		t.Fatal(err)
-	}
-	port := free.Addr().(*net.TCPAddr).Port
-	if err := free.Close(); err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
-	cfg := config.Default()
-	cfg.DataDir, cfg.RunDir, cfg.Kubeconfig.Path = filepath.Join(dir, "data"), filepath.Join(dir, "run"), filepath.Join(dir, "kubeconfig.yaml")
-	cfg.API.Port, cfg.API.BindAddress = port, netip.MustParseAddr("127.0.0.1")
-	// Endpoints may not be on loopback; nobody goes there.
-	cfg.API.AdvertiseAddress = netip.MustParseAddr("192.0.2.1")
-	cfg.Node.Name, cfg.DisableAgent = "server", true
-	err = cfg.Complete(config.Host{
-		Name:     "server",
-		Address:  func(int) (netip.Addr, error) { return netip.MustParseAddr("192.0.2.1"), nil },
-		ReadFile: os.ReadFile,
-		HasGroup: func(string) bool { return true },
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := New(Config{Config: cfg, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	select {
 	case <-c.Ready():
 	case err := <-c.Err():
@@ -185,7 +159,7 @@ func TestAMachineJoinsAndLeavesOverTheRealAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := meets(t, strings.TrimPrefix(c.host, "https://"), filepath.Join(c.cfg.Config.ServerDir(), "node-token"))
+	m := meets(t, strings.TrimPrefix(c.Host(), "https://"), filepath.Join(c.cfg.Config.ServerDir(), "node-token"))
 	ctx := t.Context()
 
 	// What the token is good for, and what not.
@@ -199,7 +173,7 @@ func TestAMachineJoinsAndLeavesOverTheRealAPI(t *testing.T) {
 	if _, err := bearer.CoreV1().Nodes().List(ctx, metav1.ListOptions{}); !apierrors.IsForbidden(err) {
 		t.Errorf("a token lists Nodes: %v", err)
 	}
-	if _, err := m.asks(bearer, certificatesv1.KubeAPIServerClientKubeletSignerName, &x509.CertificateRequest{Subject: subjectOf("server")}, m.key()); err == nil {
+	if _, err := m.asks(bearer, certificatesv1.KubeAPIServerClientKubeletSignerName, &x509.CertificateRequest{Subject: subjectOf("control-plane")}, m.key()); err == nil {
 		t.Error("it gets the name of the server")
 	}
 

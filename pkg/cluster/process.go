@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 
 	"k8s.io/component-base/metrics/legacyregistry"
 
@@ -19,7 +20,8 @@ type process struct {
 	// metrics are those of legacyregistry while it runs.
 	metrics *metrics
 
-	cancel context.CancelFunc
+	mu     sync.Mutex
+	cancel context.CancelFunc // nil before Start
 	done   chan struct{}
 	err    chan error
 }
@@ -29,8 +31,11 @@ func newProcess(g *component.Group, prepare func() error) *process {
 	return &process{group: g, prepare: prepare, done: make(chan struct{}), err: make(chan error, 1)}
 }
 
-// Start begins to start everything and returns. It may be called once.
+// Start begins to start everything and returns. It may be called once. When ctx
+// ends, everything stops as by Close.
 func (p *process) Start(ctx context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if p.cancel != nil {
 		return errors.New("start: it was started before")
 	}
@@ -64,10 +69,13 @@ func (p *process) Err() <-chan error { return p.err }
 
 // Close stops everything and waits. It may be called twice, and before Start.
 func (p *process) Close() {
-	if p.cancel == nil {
+	p.mu.Lock()
+	cancel := p.cancel
+	p.mu.Unlock()
+	if cancel == nil {
 		return
 	}
-	p.cancel()
+	cancel()
 	<-p.done
 }
 

@@ -14,6 +14,9 @@ import (
 // reference. Calling it again changes nothing.
 func (c *Config) Complete(h Host) error {
 	c.setDefaults()
+	if c.ControlPlaneOnly {
+		c.standApart()
+	}
 	k := &checker{c: c}
 	c.normalize(k)
 	k.choices()
@@ -76,7 +79,7 @@ func (c *Config) normalize(k *checker) {
 	for i, san := range c.API.TLSSANs {
 		c.API.TLSSANs[i] = strings.ToLower(san)
 	}
-	if c.Node.PodManifestPath == "" {
+	if c.Node.PodManifestPath == "" && c.DataDir != "" {
 		c.Node.PodManifestPath = filepath.Join(c.AgentDir(), "pod-manifests")
 	}
 	if c.LocalStoragePath == "" {

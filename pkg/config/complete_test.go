@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -261,5 +262,52 @@ func TestThisMachineIsReadWithoutAskingAnyone(t *testing.T) {
 	}
 	if !h.HasGroup("root") || !h.HasGroup("0") || h.HasGroup("no such group") || h.HasGroup("") {
 		t.Error("groups are not told apart")
+	}
+}
+
+func TestAControlPlaneApartNeedsNothingOfItsMachine(t *testing.T) {
+	nowhere := config.Host{
+		Address:  func(int) (netip.Addr, error) { return netip.Addr{}, errors.New("no address") },
+		ReadFile: func(string) ([]byte, error) { return nil, fs.ErrPermission },
+	}
+	for family, flags := range map[string][]string{
+		"IPv4": {"control-plane-only=true"},
+		"IPv6": {"control-plane-only=true", "cluster-cidr=fd00:42::/56", "service-cidr=fd00:43::/112"},
+	} {
+		c, err := load(t, flags...)
+		if err := errors.Join(err, c.Complete(nowhere)); err != nil {
+			t.Fatalf("%s: %v", family, err)
+		}
+		if !c.DisableAgent || !c.API.BindAddress.IsLoopback() || c.API.Port != 0 || c.DataDir != "" || c.RunDir != "" || c.Kubeconfig.Path != "" {
+			t.Errorf("%s: %+v", family, c)
+		}
+		before := *c
+		if err := c.Complete(nowhere); err != nil || !reflect.DeepEqual(before, *c) {
+			t.Errorf("%s: completed again: %v, %+v", family, err, c)
+		}
+	}
+	// What was asked for stays, also where it is the default of a machine.
+	c, err := load(t, "control-plane-only=true", "data-dir=/var/lib/knarr", "https-listen-port=6443", "write-kubeconfig=/tmp/k", "bind-address=0.0.0.0", "node-name=n")
+	if err := errors.Join(err, c.Complete(nowhere)); err != nil {
+		t.Fatal(err)
+	}
+	if c.DataDir != "/var/lib/knarr" || c.API.Port != 6443 || c.Kubeconfig.Path != "/tmp/k" || !c.API.BindAddress.IsUnspecified() || c.Node.Name != "n" {
+		t.Errorf("%+v", c)
+	}
+}
+
+// The machine's configuration is for its own cluster, and only root may read it.
+func TestAControlPlaneApartReadsNoFileUnlessItIsNamed(t *testing.T) {
+	file := t.TempDir() + "/config.yaml"
+	if err := os.WriteFile(file, []byte("https-listen-port: 7443\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	flags := []config.Given{{Name: "control-plane-only", Value: "true"}, {Name: "config", Value: file}}
+	c, _, err := config.Load(config.Sources{Flags: flags})
+	if err != nil || c.API.Port != 7443 {
+		t.Errorf("%v, port %d", err, c.API.Port)
+	}
+	if c, _, err = config.Load(config.Sources{Flags: flags[:1]}); err != nil || !c.ControlPlaneOnly {
+		t.Errorf("%v, %+v", err, c)
 	}
 }

@@ -58,6 +58,10 @@ type Config struct {
 	Registry Registry
 	// DisableAgent runs the control plane only, with no node in this process.
 	DisableAgent bool
+	// ControlPlaneOnly runs it apart from the machine as well, as any user may, for
+	// tests and development: on loopback, at a free port, in a temporary folder,
+	// unless told otherwise. It implies DisableAgent.
+	ControlPlaneOnly bool
 
 	// File is the configuration file that was read, beside its drop-ins in
 	// File + ".d". Default /etc/knarr/config.yaml, which need not exist.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -51,7 +52,10 @@ func Load(src Sources) (c *Config, warnings []string, err error) {
 	if src.Agent {
 		files.ignored = Options()
 	}
-	all := files.read(file, explicit)
+	all := settings{}
+	if explicit || !standsApart(env, flags) {
+		all = files.read(file, explicit)
+	}
 	problems, warnings = append(problems, files.problems...), append(warnings, files.warnings...)
 	maps.Copy(all, env)
 	maps.Copy(all, flags)
@@ -75,6 +79,19 @@ func Load(src Sources) (c *Config, warnings []string, err error) {
 	}
 	c.setDefaults()
 	return c, warnings, errors.Join(problems...)
+}
+
+// standsApart tells whether a control plane is to be apart from the machine, whose
+// configuration is then not its own.
+func standsApart(from ...settings) bool {
+	apart := false
+	for _, s := range from {
+		if v := s["control-plane-only"]; len(v) > 0 {
+			// What is no such word is told when it is read.
+			apart, _ = strconv.ParseBool(v[len(v)-1].text)
+		}
+	}
+	return apart
 }
 
 func fromFlags(options []Option, given []Given) (settings, []error) {

@@ -192,7 +192,7 @@ func (k *checker) pool() {
 
 func (k *checker) api() {
 	a := k.c.API
-	if a.Port < 1 || a.Port > 65535 {
+	if free := a.Port == 0 && k.c.ControlPlaneOnly; !free && (a.Port < 1 || a.Port > 65535) {
 		k.add(at("https-listen-port"), strconv.Itoa(a.Port), "is not a port", "give one of 1 to 65535")
 	}
 	if a.BindAddress.IsLoopback() && !k.c.DisableAgent {

@@ -80,7 +80,7 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 	addr := net.JoinHostPort(c.API.BindAddress.String(), strconv.Itoa(c.API.Port))
 	// SO_REUSEADDR is Go's default; connections made now wait in the backlog
 	// until the server accepts, so that no client has to try twice.
-	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
+	lis, err := a.cfg.listen(ctx, addr)
 	if err != nil {
 		return fmt.Errorf("listen on %s (--https-listen-port): %w; end the program that holds the port, or choose another", addr, err)
 	}
@@ -147,6 +147,8 @@ type preparedServer struct {
 }
 
 func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
+	making.apiServer.Lock()
+	defer making.apiServer.Unlock()
 	opts := options.NewServerRunOptions()
 	if err := a.writeProfile(); err != nil {
 		return nil, err

@@ -3,6 +3,7 @@
 package controlplane
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 	"k8s.io/client-go/rest"
 	cliflag "k8s.io/component-base/cli/flag"
-	"k8s.io/component-base/configz"
 
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/pki"
@@ -36,6 +36,8 @@ type Config struct {
 	Handlers map[string]http.Handler
 	// Settings, if not nil, is told the flags that each part runs with.
 	Settings *Settings
+	// Listen opens the API server's port. Nil opens it anew at each attempt.
+	Listen func(ctx context.Context, addr string) (net.Listener, error)
 	// Admit, if not nil, stands before everything that the API server does, and
 	// may refuse requests.
 	Admit func(http.Handler) http.Handler
@@ -53,6 +55,19 @@ func (c Config) Host() string {
 		a = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
 	return "https://" + net.JoinHostPort(a.String(), strconv.Itoa(c.Config.API.Port))
+}
+
+// making are held while a part of a control plane is put together, the scheduler's
+// until it has registered itself: upstream's feature gates, registries and CSI plugin
+// are the process', so that two control planes in it take turns.
+var making struct{ apiServer, controllers, scheduler sync.Mutex }
+
+// listen opens the API server's port.
+func (c Config) listen(ctx context.Context, addr string) (net.Listener, error) {
+	if c.Listen != nil {
+		return c.Listen(ctx, addr)
+	}
+	return new(net.ListenConfig).Listen(ctx, "tcp", addr)
 }
 
 // parse sets upstream flags, given as name=value; what comes later wins, so
@@ -81,11 +96,4 @@ func parse(sets cliflag.NamedFlagSets, owner string, args, extra []string) error
 		}
 	}
 	return nil
-}
-
-// forgetConfigz lets a component of the same name start again in this process.
-func forgetConfigz(names ...string) {
-	for _, n := range names {
-		configz.Delete(n)
-	}
 }

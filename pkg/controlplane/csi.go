@@ -33,6 +33,8 @@ func usersOfCSI() []string {
 // kubelet holds the lock while it makes its own, so that it does not come between
 // what is kept here and what is put back.
 func build(ctx context.Context, cc app.ControllerContext, descriptors map[string]*app.ControllerDescriptor, lock sync.Locker) ([]app.Controller, error) {
+	making.controllers.Lock()
+	defer making.controllers.Unlock()
 	var all []app.Controller
 	for _, name := range usersOfCSI() {
 		d, ok := descriptors[name]

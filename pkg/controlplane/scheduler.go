@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/events"
+	"k8s.io/component-base/configz"
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kube-scheduler/app"
 	schedulerconfig "k8s.io/kubernetes/cmd/kube-scheduler/app/config"
@@ -69,6 +71,9 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 		return err
 	}
 	s.cfg.Settings.note("kube-scheduler", *opts.Flags)
+	making.scheduler.Lock()
+	made := sync.OnceFunc(making.scheduler.Unlock)
+	defer made()
 	if err := opts.ComponentGlobalsRegistry.Set(); err != nil {
 		return fmt.Errorf("set feature gates of scheduler: %w", err)
 	}
@@ -76,10 +81,13 @@ func (s *Scheduler) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err != nil {
 		return fmt.Errorf("set up scheduler: %w", err)
 	}
-	defer forgetConfigz("componentconfig")
 	if err := hasten(sched.Profiles); err != nil {
 		return err
 	}
+	// It is about to register a name that may be that of another scheduler, or of one
+	// before. Nobody reads the entry: /configz is on a port that is not opened.
+	configz.Delete("componentconfig")
+	cc.EventBroadcaster = firstEvents{cc.EventBroadcaster, made}
 	known := func() bool { return sched.Cache.NodeCount() > 0 }
 	if sched.NextPod, err = afterFirstNode(ctx, cc.InformerFactory.Core().V1().Nodes().Informer(), known, sched.NextPod); err != nil {
 		return err
@@ -157,6 +165,19 @@ func useSchedulerAccess(ctx context.Context, c *schedulerconfig.Config, access *
 	c.InformerFactory = scheduler.NewInformerFactory(client, 0)
 	c.DynInformerFactory = dynamicinformer.NewFilteredDynamicSharedInformerFactory(dynamicClient, 0, metav1.NamespaceAll, nil)
 	return nil
+}
+
+// firstEvents tells when a scheduler begins to send events, which is the first that
+// it does once it has registered itself.
+type firstEvents struct {
+	events.EventBroadcasterAdapter
+	began func()
+}
+
+// StartRecordingToSink implements events.EventBroadcasterAdapter.
+func (e firstEvents) StartRecordingToSink(stop <-chan struct{}) {
+	e.began()
+	e.EventBroadcasterAdapter.StartRecordingToSink(stop)
 }
 
 // firstNodeWithin is how long pods wait for a cluster's first node before they

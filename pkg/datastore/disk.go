@@ -448,7 +448,7 @@ func forget(path string) error {
 	}
 	defer f.Close()
 	_ = f.Sync() // may tell of the past
-	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+	if err := uncache(f); err != nil {
 		return err
 	}
 	return f.Sync()

@@ -27,8 +27,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Func connects; it is of the type of net.Dialer's DialContext.
@@ -55,7 +53,7 @@ func dialer(keepAlive net.KeepAliveConfig, silence time.Duration) *net.Dialer {
 			}
 			var failed error
 			err := c.Control(func(fd uintptr) {
-				failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(silence.Milliseconds()))
+				failed = setUserTimeout(int(fd), silence)
 			})
 			if err != nil {
 				return err
@@ -89,33 +87,34 @@ func Heard(c net.Conn) (time.Duration, bool) {
 	if !ok {
 		return 0, false
 	}
-	return time.Duration(min(info.Last_data_recv, info.Last_ack_recv)) * time.Millisecond, true
+	return info.heard, true
 }
-
-// tcpClose is TCP_CLOSE of the kernel's include/net/tcp_states.h.
-const tcpClose = 7
 
 // Gone tells whether nothing is left of c in the kernel: it was reset, or both
 // sides have closed it. A reset is reported to one system call only; a Read
 // after a Write that met it finds the end of data, as if all had been sent.
 func Gone(c net.Conn) bool {
 	info, ok := tcpInfo(c)
-	return ok && info.State == tcpClose
+	return ok && info.closed
 }
 
-func tcpInfo(c net.Conn) (*unix.TCPInfo, bool) {
+// tcpState is what the kernel says of a connection.
+type tcpState struct {
+	heard  time.Duration // since its peer last sent anything
+	closed bool
+}
+
+func tcpInfo(c net.Conn) (tcpState, bool) {
 	sc, ok := Inner(c).(syscall.Conn)
 	if !ok {
-		return nil, false
+		return tcpState{}, false
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return nil, false
+		return tcpState{}, false
 	}
-	var info *unix.TCPInfo
-	var failed error
-	err = raw.Control(func(fd uintptr) {
-		info, failed = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	})
-	return info, err == nil && failed == nil
+	var state tcpState
+	known := false
+	err = raw.Control(func(fd uintptr) { state, known = stateOf(int(fd)) })
+	return state, err == nil && known
 }

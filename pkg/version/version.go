@@ -6,8 +6,8 @@ package version
 import (
 	"runtime"
 	"runtime/debug"
+	"sync"
 
-	containerdversion "github.com/containerd/containerd/v2/version"
 	kubeversion "k8s.io/component-base/version"
 )
 
@@ -25,7 +25,8 @@ var (
 type Info struct {
 	Knarr      string `json:"knarr"`
 	Kubernetes string `json:"kubernetes"`
-	Containerd string `json:"containerd"`
+	// Containerd is empty in a program without a node.
+	Containerd string `json:"containerd,omitempty"`
 	Commit     string `json:"commit,omitempty"`
 	BuildDate  string `json:"buildDate"`
 	Go         string `json:"go"`
@@ -41,7 +42,6 @@ func Get() Info {
 		BuildDate:  buildDate,
 		Go:         runtime.Version(),
 		Platform:   runtime.GOOS + "/" + runtime.GOARCH,
-		Containerd: containerdversion.Version,
 	}
 	bi, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -56,9 +56,11 @@ func Get() Info {
 }
 
 // Apply makes every upstream package report the version that is really built
-// in. Call it once, before any of them starts; it does nothing that link flags
-// have already done.
-func Apply() error {
+// in. Call it before any of them starts; it does nothing that link flags or a call
+// before have already done.
+func Apply() error { return apply() }
+
+var apply = sync.OnceValue(func() error {
 	if kubeGitVersion != Kubernetes {
 		kubeGitVersion, clientGitVersion = Kubernetes, Kubernetes
 		kubeGitMajor, clientGitMajor = "1", "1"
@@ -67,7 +69,6 @@ func Apply() error {
 		kubeGitCommit, clientGitCommit = commit, commit
 		kubeBuildDate, clientBuildDate = buildDate, buildDate
 	}
-	containerdversion.Version = Get().Containerd
 	// The version that Get() answers is a copy taken when the package was initialised.
 	return kubeversion.SetDynamicVersion(Kubernetes)
-}
+})

@@ -21,6 +21,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/ociruntime"
+	ownversion "github.com/knarr-dev/knarr/pkg/version"
 )
 
 // Config is what containerd is told.
@@ -72,6 +73,9 @@ func (c *Containerd) Needs() []string { return []string{"bundle", "cni"} }
 
 // Run implements component.Component. It is ready when the CRI answers.
 func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
+	if v := ownversion.Get().Containerd; v != "" {
+		version.Version = v // without link flags it has none
+	}
 	cfg := c.server()
 	if err := server.CreateTopLevelDirectories(cfg); err != nil {
 		return fmt.Errorf("create folders of containerd: %w", err)
