@@ -91,7 +91,7 @@ RACE := ./pkg/component ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datas
 
 # ARGS=--once ends by itself.
 run: build images
-	dist/knarr internal demo $(ARGS)
+	dist/knarr run --image-archive build/images/test.tar -- scripts/demo.sh $(ARGS)
 
 bench: build images
 	go run ./tests/bench --into BENCHMARKS.md $(ARGS)

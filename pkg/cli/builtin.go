@@ -31,7 +31,7 @@ func Builtin() *cobra.Command {
 		Crictl:    crictl,
 		Etcd:      etcd,
 		APIServer: apiServer,
-		Internal:  []*cobra.Command{newDemo()},
+		Internal:  []*cobra.Command{newKeep()},
 		Version: Version{
 			Knarr: v.Knarr, Commit: v.Commit, Date: v.BuildDate, Kubernetes: v.Kubernetes,
 			Parts: []Part{{Name: "containerd", Version: v.Containerd}},

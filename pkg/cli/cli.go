@@ -92,6 +92,7 @@ func New(c Commands) *cobra.Command {
 	if c.Check != nil {
 		root.AddCommand(newCheck(c))
 	}
+	root.AddCommand(newThrowaway()...)
 	root.AddCommand(newInstall(c), newUpgrade(), newRollback(), newUninstall(), newStop(), newStatus(), newCertificate(), newSupportBundle(c.Version),
 		newStore(), newImage(), newBackup(c), newSecretsEncrypt(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)

@@ -154,6 +154,9 @@ type Node struct {
 	// PrivateRegistry is the file that says how images are pulled, in k3s' format.
 	// Default /etc/knarr/registries.yaml, which need not exist.
 	PrivateRegistry string
+	// PullSocket is a unix socket whose server connects to registries in this
+	// node's place (see dial.ServeSocket). Default: the node does so itself.
+	PullSocket string
 	// ContainerRuntimeEndpoint uses another CRI runtime, at unix://<path>;
 	// containerd is then not started.
 	ContainerRuntimeEndpoint string

@@ -133,10 +133,10 @@ func (o Option) texts(text string) []string {
 }
 
 // isOtherVariable tells of a KNARR_* variable that is no option, but has a
-// reader elsewhere: agents, the installer, lab hosts and tests.
+// reader elsewhere: agents, the installer, lab hosts, throwaway clusters and tests.
 func isOtherVariable(name string) bool {
 	return slices.Contains([]string{"KNARR_URL", "KNARR_LAB"}, name) ||
-		strings.HasPrefix(name, "KNARR_LAB_") || strings.HasPrefix(name, "KNARR_TEST_")
+		strings.HasPrefix(name, "KNARR_LAB_") || strings.HasPrefix(name, "KNARR_THROWAWAY") || strings.HasPrefix(name, "KNARR_TEST_")
 }
 
 func fromEnvironment(options []Option, environ []string) (set settings, warnings []string, problems []error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/bundle"
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/dial"
 	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/node/containerd"
 	"github.com/knarr-dev/knarr/pkg/node/images"
@@ -56,6 +57,9 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	cri, needs := c.Node.ContainerRuntimeEndpoint, []string{"pki"}
 	if cri == "" {
 		sources := registries.New(c.Node.PrivateRegistry, env.Log)
+		if c.Node.PullSocket != "" {
+			sources.Dial = dial.Socket(c.Node.PullSocket)
+		}
 		ctr := containerd.Config{
 			Root:                filepath.Join(c.AgentDir(), "containerd"),
 			State:               filepath.Join(c.RunDir, "containerd"),

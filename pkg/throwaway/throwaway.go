@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 )
@@ -25,11 +26,6 @@ const exeFolder = "/opt/knarr"
 
 // Kubeconfig is the administrator's kubeconfig, as a path on the machine.
 func (h *Host) Kubeconfig() string { return h.Path("/etc/knarr/kubeconfig.yaml") }
-
-// Shell is what to type in another terminal to be in the host.
-func (h *Host) Shell(command string) string {
-	return fmt.Sprintf("nsenter --target %d --all --wd=/ %s %s", h.PID(), h.Exe, command)
-}
 
 // NewHost makes a lab of one host. Image archives are copied to where a server
 // imports them from. The caller closes the lab.
@@ -62,6 +58,19 @@ func AddHost(ctx context.Context, l *lab.Lab, name, exe string, archives []strin
 		}
 	}
 	return host, nil
+}
+
+// Inside makes a command in the host that uses the terminal, where Knarr's own
+// commands are found.
+func (h *Host) Inside(ctx context.Context, name string, args ...string) *lab.Cmd {
+	cmd := h.Command(ctx, name, args...)
+	cmd.SysProcAttr = nil
+	for i, e := range cmd.Env {
+		if strings.HasPrefix(e, "PATH=") {
+			cmd.Env[i] = e + ":" + exeFolder
+		}
+	}
+	return cmd
 }
 
 func (h *Host) put(archive string) error {

@@ -52,7 +52,7 @@ type options struct {
 
 // kinds are what --only knows.
 func kinds() []string {
-	return []string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "size"}
+	return []string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "throwaway", "size"}
 }
 
 func main() {

@@ -132,6 +132,10 @@ func (b *bench) round(ctx context.Context, s subject, i int) error {
 			_ = session(s, "restart", b.restarts)
 		}
 	}
+	if k, ok := s.(*knarr); ok && i < b.runs && b.wants("throwaway") {
+		what := fmt.Sprintf("run %d of %d: throwaway clusters", i+1, b.runs)
+		errs = append(errs, b.group(ctx, what, func() error { return b.throwaway(ctx, k) }))
+	}
 	if k, ok := s.(*knarr); ok && i < b.idleRuns && b.wants("agent") {
 		_ = session(s, "agent", func(ctx context.Context, n *node) error { return b.agent(ctx, k, n) })
 	}

@@ -63,6 +63,12 @@ func tables() []table {
 			{key: "agent.flushes", title: "cache flushes", unit: "1/min"},
 			{key: "agent.wire", title: "on the wire, both ways", unit: "KiB/s", limit: 3},
 		}},
+		{"Throwaway clusters, from the command's start to its end", []metric{
+			{key: "throwaway.true", title: "knarr run -- true", unit: "s", limit: 2.0},
+			{key: "throwaway.pod", title: "knarr run until a pod is Running, and its end", unit: "s"},
+			{key: "throwaway.up", title: "knarr up --nodes 3", unit: "s", limit: 5},
+			{key: "throwaway.down", title: "knarr down", unit: "s"},
+		}},
 		{"2,000 ConfigMaps, 16 clients, durable", loadMetrics("load")},
 		{"The same with --datastore-synchronous=normal", loadMetrics("normal")},
 		{"Size", []metric{

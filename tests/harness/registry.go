@@ -109,6 +109,28 @@ func (n *Node) StartRegistry(t testing.TB, o RegistryOptions) *Registry {
 	return r
 }
 
+// StartLocalRegistry starts one on this machine's loopback, by HTTP, that ends with
+// the test.
+func StartLocalRegistry(t testing.TB) *Registry {
+	t.Helper()
+	l, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Registry{Addr: l.Addr().String(), store: containerregistry.New(containerregistry.Logger(log.New(io.Discard, "", 0)))}
+	srv := &http.Server{Handler: r}
+	ended := make(chan struct{})
+	go func() {
+		_ = srv.Serve(l) // closed, as asked
+		close(ended)
+	}()
+	t.Cleanup(func() {
+		srv.Close()
+		<-ended
+	})
+	return r
+}
+
 // Image is an image's full name.
 func (r *Registry) Image(name string) string { return r.Addr + "/" + name }
 

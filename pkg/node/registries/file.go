@@ -15,6 +15,8 @@ import (
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/knarr-dev/knarr/pkg/dial"
 )
 
 // anyRegistry is the key for every registry that has no entry of its own.
@@ -24,6 +26,9 @@ const anyRegistry = "*"
 type file struct {
 	mirrors map[string]mirror // by registry, as images name it
 	configs map[string]access // by host, with its port unless it is the usual one
+
+	// dial connects to registries; nil does so from here.
+	dial dial.Func
 }
 
 // mirror is where to look for a registry's images before the registry itself.

@@ -101,7 +101,11 @@ func (f *file) host(e endpoint, rewrites []rewrite, own bool, pull asker) (docke
 	if err != nil {
 		return docker.RegistryHost{}, fmt.Errorf("configs.%s.tls: %w", e.host, err)
 	}
-	var transport http.RoundTripper = docker.DefaultHTTPTransport(tlsConfig)
+	connect := docker.DefaultHTTPTransport(tlsConfig)
+	if f.dial != nil {
+		connect.DialContext = f.dial
+	}
+	var transport http.RoundTripper = connect
 	tokens := transport
 	if len(rewrites) > 0 {
 		tokens = rewriteScopes{next: transport, rewrites: rewrites}

@@ -37,7 +37,14 @@ func (r *Registries) Redirect(ctx context.Context, source any) (any, error) {
 		return nil, err
 	}
 	image, err := reference.Parse(reg.Image())
-	if f == nil || err != nil || !f.concerns(image.Hostname()) {
+	if r.Dial != nil {
+		own := file{dial: r.Dial}
+		if f != nil {
+			own.mirrors, own.configs = f.mirrors, f.configs
+		}
+		f = &own
+	}
+	if f == nil || err != nil || r.Dial == nil && !f.concerns(image.Hostname()) {
 		return source, nil // what is wrong with the image's name is told later
 	}
 	asks, headers, err := innards(ctx, reg)

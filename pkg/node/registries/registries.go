@@ -26,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/dial"
 )
 
 // settle is how long the file must stay as it is before it is looked at, so that
@@ -35,6 +36,9 @@ const settle = 100 * time.Millisecond
 // Registries knows what the file says. A mistake in it is told once and leaves
 // what it said before in force; when there is no before, pulls fail and say why.
 type Registries struct {
+	// Dial, if set, makes the connections of every pull. It is set before Run.
+	Dial dial.Func
+
 	path string
 	log  *slog.Logger
 

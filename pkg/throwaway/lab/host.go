@@ -196,6 +196,9 @@ func (h *Host) Reboot(ctx context.Context) error {
 // Close ends the host and removes all of it but its disk, which goes with the
 // lab. It may be called twice.
 func (h *Host) Close() error {
+	if h.lab == nil {
+		return h.letGo()
+	}
 	err := h.stop()
 	h.lab.forget(h)
 	return err

@@ -16,12 +16,15 @@ import (
 
 const defaultState = "/run/knarr-lab"
 
-// sharedSysctls are what a kubelet writes and no namespace holds back. They
+// sharedSysctls are what a node writes and no namespace holds back. They
 // can't be hidden behind bind mounts: with anything mounted over a file in
 // /proc the kernel refuses pods with a user namespace a /proc of their own.
 func sharedSysctls() []string {
 	return []string{
+		"/proc/sys/fs/inotify/max_user_instances",
+		"/proc/sys/fs/inotify/max_user_watches",
 		"/proc/sys/vm/overcommit_memory",
+		"/proc/sys/vm/panic_on_oom",
 		"/proc/sys/kernel/panic",
 		"/proc/sys/kernel/panic_on_oops",
 		"/proc/sys/kernel/keys/root_maxkeys",
@@ -72,20 +75,7 @@ func Sweep(ctx context.Context, state string) error {
 	})
 }
 
-func (r registry) locked(fn func() error) error {
-	if err := os.MkdirAll(string(r), 0o700); err != nil {
-		return fmt.Errorf("make state folder: %w", err)
-	}
-	f, err := os.OpenFile(filepath.Join(string(r), "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return fmt.Errorf("open lock: %w", err)
-	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", f.Name(), err)
-	}
-	return fn()
-}
+func (r registry) locked(fn func() error) error { return LockFolder(string(r), fn) }
 
 func (r registry) path(name string) string { return filepath.Join(string(r), name+".lab") }
 

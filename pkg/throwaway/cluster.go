@@ -1,0 +1,334 @@
+package throwaway
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+)
+
+// DefaultName is the cluster that is meant where none is named.
+const DefaultName = "dev"
+
+// endTimeout bounds how long a keeper may take to remove its cluster.
+const endTimeout = time.Minute
+
+// A Cluster is one that a keeper keeps.
+type Cluster struct {
+	*Record
+	folder folder
+
+	// Of the one who started it and has not let go of it:
+	keeper *exec.Cmd
+	life   *os.File
+	said   <-chan report // closed when the keeper has ended
+}
+
+// Start makes a cluster and returns when it is ready. It lives until Close, or
+// until this process ends in whatever way, unless Detach is called. When Start
+// fails, nothing is left. told is called for each node that becomes ready; nil
+// is no one.
+func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster, err error) {
+	if err := needRoot("start a cluster"); err != nil {
+		return nil, err
+	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	f, err := thisFolder()
+	if err != nil {
+		return nil, err
+	}
+	id := make([]byte, 8)
+	rand.Read(id) // never fails, see its documentation
+	rec := &Record{Name: cfg.Name, ID: hex.EncodeToString(id), Created: time.Now().UTC().Round(time.Millisecond)}
+	lock, err := f.claim(rec)
+	if err != nil {
+		return nil, err
+	}
+	c = &Cluster{Record: rec, folder: f}
+	if err := errors.Join(roomFor(string(f)), c.launch(cfg, lock)); err != nil {
+		err = errors.Join(err, f.locked(func() error { return f.undo(rec) }))
+		lock.Close()
+		return nil, err
+	}
+	lock.Close() // the keeper has it too
+	if err := c.awaitReady(ctx, told); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	for _, img := range cfg.Images {
+		if err := c.Load(ctx, img); err != nil {
+			return nil, errors.Join(err, c.Close())
+		}
+	}
+	return c, nil
+}
+
+// launch starts the keeper.
+func (c *Cluster) launch(cfg Config, lock *os.File) error {
+	log, err := os.OpenFile(c.folder.file(c.Name, "keeper.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	var theirs []*os.File
+	defer func() {
+		for _, f := range theirs {
+			f.Close()
+		}
+	}()
+	pipe := func(read bool) (*os.File, error) {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		if read {
+			theirs = append(theirs, w)
+			return r, nil
+		}
+		theirs = append(theirs, r)
+		return w, nil
+	}
+	orders, err := pipe(false)
+	if err != nil {
+		return err
+	}
+	defer orders.Close()
+	reports, err := pipe(true)
+	if err != nil {
+		return err
+	}
+	if c.life, err = pipe(false); err != nil {
+		return err
+	}
+	cmd := exec.Command("/proc/self/exe", "internal", "keep")
+	cmd.Args[0] = "knarr"
+	// Nothing of the command's or user's environment matters to a cluster but how
+	// to get to registries, and where its folder is.
+	cmd.Env = append(proxies(), "PATH="+os.Getenv("PATH"), "HOME=/", "GOTRACEBACK="+os.Getenv("GOTRACEBACK"))
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = append(slices.Clone(theirs), lock)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		reports.Close()
+		return fmt.Errorf("start the cluster's keeper: %w", err)
+	}
+	c.keeper = cmd
+	said := make(chan report, maxNodes+2)
+	go func() {
+		defer close(said)
+		defer reports.Close()
+		for d := json.NewDecoder(reports); ; {
+			var r report
+			if d.Decode(&r) != nil {
+				return
+			}
+			said <- r
+		}
+	}()
+	c.said = said
+	if err := json.NewEncoder(orders).Encode(keeperOrder{Config: cfg, Folder: c.folder, Record: c.Record}); err != nil {
+		return errors.Join(fmt.Errorf("tell the cluster's keeper what to do: %w", err), c.Close())
+	}
+	return nil
+}
+
+func (c *Cluster) awaitReady(ctx context.Context, told func(string)) error {
+	for {
+		select {
+		case r, ok := <-c.said:
+			switch {
+			case !ok:
+				return errors.New("start cluster: its keeper was killed")
+			case r.Error != "":
+				return fmt.Errorf("start cluster: %s", r.Error)
+			case r.Ready != nil:
+				c.Record = r.Ready
+				return nil
+			case told != nil:
+				told(r.Node)
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("start cluster: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// Detach has the cluster live on when this process ends.
+func (c *Cluster) Detach() error {
+	_, err := io.WriteString(c.life, detached)
+	return errors.Join(err, c.life.Close(), c.keeper.Process.Release())
+}
+
+// Close removes a cluster that this process has started and not let go of. It
+// returns when nothing is left of it.
+func (c *Cluster) Close() error {
+	c.life.Close()
+	var failed error
+	for r := range c.said {
+		if r.Error != "" {
+			failed = errors.New(r.Error)
+		}
+	}
+	// How it ended was said.
+	_ = c.keeper.Wait()
+	_, err := os.Stat(c.folder.dir(c.Name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	// It was killed.
+	return errors.Join(failed, c.folder.locked(func() error {
+		_, err := c.folder.sweep()
+		return err
+	}))
+}
+
+// Find gives the cluster of that name. Without a name it is the one named dev,
+// or else the only one there is.
+func Find(name string) (*Cluster, error) {
+	all, err := List()
+	if err != nil {
+		return nil, err
+	}
+	wanted := name
+	if name == "" {
+		wanted = DefaultName
+	}
+	var names []string
+	for _, c := range all {
+		if c.Name == wanted {
+			return c, nil
+		}
+		names = append(names, c.Name)
+	}
+	switch {
+	case len(all) == 0:
+		return nil, errors.New("there is no cluster: \"knarr up\" starts one")
+	case name == "" && len(all) == 1:
+		return all[0], nil
+	case name == "":
+		return nil, fmt.Errorf("which cluster? There are %s: give --name", strings.Join(names, ", "))
+	}
+	return nil, fmt.Errorf("there is no cluster %s; there are %s", name, strings.Join(names, ", "))
+}
+
+// Down ends a cluster that somebody started, and returns when nothing is left.
+func (c *Cluster) Down(ctx context.Context) error {
+	lock, err := os.OpenFile(c.folder.file(c.Name, "lock"), os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another was quicker
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if c.Keeper == 0 {
+		return fmt.Errorf("end cluster %s: it is just being started: try again", c.Name)
+	}
+	process, err := os.FindProcess(c.Keeper)
+	if err != nil {
+		return fmt.Errorf("end cluster %s: %w", c.Name, err)
+	}
+	defer process.Release()
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGKILL} {
+		// While the lock is held, the number is the keeper's.
+		if lives, err := c.folder.lives(c.Name); err != nil || !lives {
+			break
+		}
+		if err := process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			return fmt.Errorf("end cluster %s: %w", c.Name, err)
+		}
+		if err := awaitUnlock(ctx, lock); err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("end cluster %s: %w", c.Name, context.Cause(ctx))
+		}
+	}
+	return c.folder.locked(func() error {
+		_, err := c.folder.sweep()
+		return err
+	})
+}
+
+// awaitUnlock waits until nobody holds the lock, which the kernel can only tell
+// to a thread that waits for nothing else.
+func awaitUnlock(ctx context.Context, lock *os.File) error {
+	ctx, cancel := context.WithTimeout(ctx, endTimeout)
+	defer cancel()
+	free := make(chan error, 1)
+	go func() {
+		err := error(unix.EINTR)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(lock.Fd()), unix.LOCK_SH)
+		}
+		free <- err
+	}()
+	select {
+	case err := <-free:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Kubeconfig is the administrator's, for use on this machine.
+func (c *Cluster) Kubeconfig() ([]byte, error) {
+	text, err := os.ReadFile(c.KubeconfigFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read kubeconfig of cluster %s: it is just being started", c.Name)
+	}
+	return text, err
+}
+
+// KubeconfigFile is where it is.
+func (c *Cluster) KubeconfigFile() string { return c.folder.file(c.Name, "kubeconfig") }
+
+// LogFile is what the server or agent of a node writes.
+func (c *Cluster) LogFile(node string) (string, error) {
+	rec, err := c.node(node)
+	if err != nil {
+		return "", err
+	}
+	return c.folder.file(c.Name, rec.Name+".log"), nil
+}
+
+// Node opens a node's host, to run programs in it. The caller closes it. Without
+// a name it is the server's.
+func (c *Cluster) Node(name string) (*Host, error) {
+	rec, err := c.node(name)
+	if err != nil {
+		return nil, err
+	}
+	h, err := lab.Open(rec.Host)
+	if err != nil {
+		return nil, err
+	}
+	return &Host{Host: h}, nil
+}
+
+func (c *Cluster) node(name string) (NodeRecord, error) {
+	var names []string
+	for i, n := range c.Nodes {
+		if n.Name == name || name == "" && i == 0 {
+			return n, nil
+		}
+		names = append(names, n.Name)
+	}
+	return NodeRecord{}, fmt.Errorf("cluster %s has no node %q; it has %s", c.Name, name, strings.Join(names, ", "))
+}
