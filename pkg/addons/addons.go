@@ -56,6 +56,9 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 		}
 		all = append(all, specs...)
 	}
+	if a.ControlPlane {
+		all = append(all, controllers(env)...)
+	}
 	return all, nil
 }
 

@@ -10,10 +10,13 @@ import (
 
 	"github.com/containerd/containerd/v2/cmd/ctr/app"
 	"github.com/spf13/cobra"
+	helmcmd "helm.sh/helm/v4/pkg/cmd"
+	"helm.sh/helm/v4/pkg/kube"
 	_ "k8s.io/client-go/plugin/pkg/client/auth" // credential plugins of kubectl
 	"k8s.io/kubectl/pkg/cmd"
 	kubectlutil "k8s.io/kubectl/pkg/cmd/util"
 
+	helmcontroller "github.com/knarr-dev/knarr/pkg/addons/helm"
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
@@ -29,6 +32,7 @@ func Builtin() *cobra.Command {
 		Kubectl:   kubectl,
 		Ctr:       ctr,
 		Crictl:    crictl,
+		Helm:      helm,
 		Etcd:      etcd,
 		APIServer: apiServer,
 		Internal:  []*cobra.Command{newKeep()},
@@ -45,14 +49,8 @@ func kubectl(args []string) error {
 	if err := version.Apply(); err != nil {
 		return err
 	}
-	if os.Getenv("KUBECONFIG") == "" {
-		path := config.Default().Kubeconfig.Path
-		// A file that this user may not read is upstream's to complain about.
-		if _, err := os.Stat(path); err == nil {
-			if err := os.Setenv("KUBECONFIG", path); err != nil {
-				return fmt.Errorf("set KUBECONFIG: %w", err)
-			}
-		}
+	if err := useOwnKubeconfig(); err != nil {
+		return err
 	}
 	var code exitCode
 	kubectlutil.BehaviorOnFatal(func(msg string, c int) {
@@ -86,6 +84,46 @@ func kubectl(args []string) error {
 	}
 	if code != 0 {
 		return code
+	}
+	return nil
+}
+
+// useOwnKubeconfig has a tool use the server's where the user has chosen none.
+func useOwnKubeconfig() error {
+	if os.Getenv("KUBECONFIG") != "" {
+		return nil
+	}
+	path := config.Default().Kubeconfig.Path
+	// A file that this user may not read is upstream's to complain about.
+	if _, err := os.Stat(path); err == nil {
+		if err := os.Setenv("KUBECONFIG", path); err != nil {
+			return fmt.Errorf("set KUBECONFIG: %w", err)
+		}
+	}
+	return nil
+}
+
+// helm is upstream's, with the server's own kubeconfig where the user has not
+// chosen one.
+func helm(args []string) error {
+	if err := version.Apply(); err != nil {
+		return err
+	}
+	if err := useOwnKubeconfig(); err != nil {
+		return err
+	}
+	kube.ManagedFieldsManager = helmcontroller.FieldManager
+	c, err := helmcmd.NewRootCmd(os.Stdout, args, helmcmd.SetupLogging)
+	if err != nil {
+		return fmt.Errorf("prepare helm: %w", err)
+	}
+	c.SetArgs(args)
+	err = c.Execute()
+	if failed := (helmcmd.CommandError{}); errors.As(err, &failed) && failed.ExitCode != 0 {
+		return exitCode(failed.ExitCode)
+	}
+	if err != nil {
+		return exitCode(1) // helm has told
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// Exit codes of every command. Tools that are linked in (kubectl, ctr, crictl)
+// Exit codes of every command. Tools that are linked in (kubectl, helm, ctr, crictl)
 // keep their own.
 const (
 	ExitOK     = 0
@@ -41,10 +41,10 @@ type Commands struct {
 	Agent func(ctx context.Context, cfg *config.Config) error
 	// Check looks whether the machine can run a server of that Config.
 	Check func(cfg *config.Config) host.Report
-	// Kubectl, Ctr and Crictl get everything that follows their name. An error
+	// Kubectl, Helm, Ctr and Crictl get everything that follows their name. An error
 	// with a method ExitCode() int ends the process with that code, silently:
 	// the tool has spoken for itself.
-	Kubectl, Ctr, Crictl func(args []string) error
+	Kubectl, Helm, Ctr, Crictl func(args []string) error
 	// Etcd and APIServer are stand-ins for the programs that envtest starts, and
 	// get everything that follows their name.
 	Etcd      func(ctx context.Context, args []string) error
@@ -113,7 +113,7 @@ func Dispatch(argv []string) []string {
 		return nil
 	}
 	name := filepath.Base(argv[0])
-	if slices.Contains([]string{"kubectl", "ctr", "crictl", "etcd", "kube-apiserver"}, name) {
+	if slices.Contains([]string{"kubectl", "helm", "ctr", "crictl", "etcd", "kube-apiserver"}, name) {
 		return append([]string{name}, argv[1:]...)
 	}
 	return argv[1:]

@@ -21,7 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"knarr": knarr, "kubectl": knarr, "ctr": knarr, "crictl": knarr, "etcd": knarr, "kube-apiserver": knarr})
+	testscript.Main(m, map[string]func(){"knarr": knarr, "kubectl": knarr, "helm": knarr, "ctr": knarr, "crictl": knarr, "etcd": knarr, "kube-apiserver": knarr})
 }
 
 // knarr is the program with functions that only tell what they were given.
@@ -32,6 +32,7 @@ func knarr() {
 		Agent:   agent,
 		Check:   check,
 		Kubectl: tool("kubectl"),
+		Helm:    tool("helm"),
 		Ctr:     tool("ctr"),
 		Crictl:  tool("crictl"),
 		Etcd:    func(_ context.Context, args []string) error { return tool("etcd")(args) },

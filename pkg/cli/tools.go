@@ -14,6 +14,10 @@ func newTools(c Commands) []*cobra.Command {
 			"  knarr kubectl get pods --all-namespaces\n\n" +
 				"  # the same by the name kubectl\n" +
 				"  ln -s knarr /usr/local/bin/kubectl"},
+		{c.Helm, "helm", "Install, list and remove charts with Helm",
+			"  knarr helm list --all-namespaces\n\n" +
+				"  # the same by the name helm\n" +
+				"  ln -s knarr /usr/local/bin/helm"},
 		{c.Ctr, "ctr", "Talk to containerd",
 			"  knarr ctr images list"},
 		{c.Crictl, "crictl", "Talk to the container runtime as the kubelet does",

@@ -97,6 +97,7 @@ func (c *Cluster) assemble() error {
 		// Known once all parts are, which is before anything runs.
 		Streams: c.env.Handlers,
 		Listen:  c.place.listen,
+		Extend:  c.env.InstallExtensions,
 	}
 	c.host = cp.Host()
 	c.certs.host = c.host
@@ -212,6 +213,13 @@ func (c *Cluster) KubeconfigPath() string { return c.cfg.Config.Kubeconfig.Path 
 func (c *Cluster) Host() string { return c.host }
 
 var errNotReady = errors.New("the cluster has no certificates yet; wait for Ready")
+
+// Status tells the state of every component, and what add-ons have trouble with.
+func (c *Cluster) Status() status.Report {
+	r := c.process.Status()
+	r.Troubles = c.env.Troubles()
+	return r
+}
 
 // pki returns the certificates, once the component pki is ready.
 func (c *Cluster) pki() *pki.PKI { return c.certs.current() }

@@ -52,10 +52,13 @@ type Config struct {
 	// also the default, or metadata, which is the default of profile cis.
 	Audit string
 
-	// Disable names add-ons that are not started: dns, local-storage, runtimes, servicelb.
+	// Disable names add-ons that are not started: deploy, dns,
+	// helm-controller, local-storage, metrics-server, runtimes, servicelb.
 	Disable []string
 	// Registry is the registry in this process.
 	Registry Registry
+	// DisableHelmController is k3s' way to disable helm-controller.
+	DisableHelmController bool
 	// DisableAgent runs the control plane only, with no node in this process.
 	DisableAgent bool
 	// ControlPlaneOnly runs it apart from the machine as well, as any user may, for

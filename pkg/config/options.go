@@ -222,7 +222,7 @@ func allOptions() []Option {
 			Help:  "its group, by name or number",
 			field: func(c *Config) any { return &c.Kubeconfig.Group }},
 
-		{Name: "disable", Group: groupParts, of: serverOnly, Arg: "add-on,...", Choices: []string{"dns", "local-storage", "runtimes", "servicelb"},
+		{Name: "disable", Group: groupParts, of: serverOnly, Arg: "add-on,...", Choices: []string{"deploy", "dns", "helm-controller", "local-storage", "metrics-server", "runtimes", "servicelb"},
 			Help:  "add-ons not to start",
 			field: func(c *Config) any { return &c.Disable }},
 		{Name: "default-local-storage-path", Group: groupParts, of: serverOnly, Arg: "folder", DefaultText: "storage in data-dir",
@@ -234,6 +234,9 @@ func allOptions() []Option {
 		{Name: "registry-address", Group: groupParts, of: serverOnly, Arg: "address:port", Default: "127.0.0.1:5000",
 			Help:  "where every node has that registry",
 			field: func(c *Config) any { return &c.Registry.Address }},
+		{Name: "disable-helm-controller", Group: groupParts, of: serverOnly,
+			Help:  "the same as disable: helm-controller; HelmChart objects are left to you",
+			field: func(c *Config) any { return &c.DisableHelmController }},
 		{Name: "disable-agent", Group: groupParts, of: serverOnly,
 			Help:  "run the control plane only: this machine becomes no node",
 			field: func(c *Config) any { return &c.DisableAgent }},

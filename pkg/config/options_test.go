@@ -41,7 +41,7 @@ func TestEveryOptionOfTheCommandLineExists(t *testing.T) {
 	}
 	for _, name := range strings.Fields(`config data-dir node-name node-ip node-label node-taint cluster-cidr service-cidr
 		cluster-dns cluster-domain service-node-port-range https-listen-port bind-address advertise-address tls-san
-		write-kubeconfig write-kubeconfig-mode write-kubeconfig-group disable disable-agent flannel-backend flannel-iface
+		write-kubeconfig write-kubeconfig-mode write-kubeconfig-group disable disable-helm-controller disable-agent flannel-backend flannel-iface
 		disable-kube-proxy pod-manifest-path resolv-conf snapshotter private-registry container-runtime-endpoint kube-apiserver-arg
 		kube-controller-manager-arg kube-scheduler-arg kubelet-arg kube-proxy-arg debug timings log-format
 		datastore-synchronous datastore-driver workqueue-metrics secrets-encryption backup-schedule backup-retention backup-dir

@@ -20,8 +20,10 @@ import (
 	genericapiserver "k8s.io/apiserver/pkg/server"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/component-base/metrics/legacyregistry"
+	aggregatorapiserver "k8s.io/kube-aggregator/pkg/apiserver"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
+	kubeletclient "k8s.io/kubernetes/pkg/kubelet/client"
 	rbacrest "k8s.io/kubernetes/pkg/registry/rbac/rest"
 	schedulingrest "k8s.io/kubernetes/pkg/registry/scheduling/rest"
 
@@ -29,6 +31,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/datastore"
 	"github.com/knarr-dev/knarr/pkg/encryption"
+	"github.com/knarr-dev/knarr/pkg/part"
 )
 
 // APIServer opens the store and serves the Kubernetes API over it.
@@ -232,6 +235,9 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	if h := chain.GenericAPIServer.Handler; a.cfg.Admit != nil {
 		h.FullHandlerChain = a.cfg.Admit(h.FullHandlerChain)
 	}
+	if err := a.extend(chain, cfg); err != nil {
+		return nil, err
+	}
 	if err := serveOpenAPI(chain, generic.OpenAPIConfig, generic.OpenAPIV3Config, a.cfg.Config.ControlPlane.APIServerArgs); err != nil {
 		return nil, err
 	}
@@ -285,6 +291,22 @@ func (a *APIServer) streams(generic *genericapiserver.Config) map[string]http.Ha
 		return long(r, info)
 	}
 	return streams
+}
+
+// extend adds the API groups of others, before what describes all groups is made.
+func (a *APIServer) extend(chain *aggregatorapiserver.APIAggregator, cfg *app.Config) error {
+	if a.cfg.Extend == nil {
+		return nil
+	}
+	kube, err := kubeAPIServer(chain)
+	if err != nil {
+		return err
+	}
+	kubelets, err := kubeletclient.MakeTransport(&cfg.KubeAPIs.Extra.KubeletClientConfig)
+	if err != nil {
+		return fmt.Errorf("make the transport to kubelets: %w", err)
+	}
+	return a.cfg.Extend(part.API{Server: kube, Informers: cfg.KubeAPIs.ControlPlane.VersionedInformers, Kubelets: kubelets})
 }
 
 // flags are the API server's settings; the user's own come after them.

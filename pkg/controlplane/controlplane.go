@@ -17,6 +17,7 @@ import (
 	cliflag "k8s.io/component-base/cli/flag"
 
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
 )
 
@@ -45,6 +46,8 @@ type Config struct {
 	// path, each of which ends in a slash, and may take any time. Authorization is by
 	// path, too.
 	Streams func() map[string]http.Handler
+	// Extend, if not nil, adds API groups to each API server that is made.
+	Extend func(part.API) error
 }
 
 // Host is where clients in this process reach the API server. It is loopback

@@ -39,9 +39,9 @@ const (
 // args are what the user set of the API server: with the version they decide
 // what the descriptions say.
 func serveOpenAPI(chain *aggregatorapiserver.APIAggregator, v2 *common.Config, v3 *common.OpenAPIV3Config, args []string) error {
-	kube, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
-	if !ok {
-		return errors.New("find kube-apiserver behind the aggregator: upstream's chain has changed; adapt pkg/controlplane/openapilazy.go")
+	kube, err := kubeAPIServer(chain)
+	if err != nil {
+		return err
 	}
 	services := kube.Handler.GoRestfulContainer.RegisteredWebServices
 	to := kube.Handler.NonGoRestfulMux
@@ -53,6 +53,15 @@ func serveOpenAPI(chain *aggregatorapiserver.APIAggregator, v2 *common.Config, v
 	to.Handle(openAPIv3, http.HandlerFunc(index.serveIndex))
 	to.HandlePrefix(openAPIv3+"/", http.HandlerFunc(index.serveGroupVersion))
 	return nil
+}
+
+// kubeAPIServer is what serves the built-in resources, in the middle of the chain.
+func kubeAPIServer(chain *aggregatorapiserver.APIAggregator) (*genericapiserver.GenericAPIServer, error) {
+	kube, ok := chain.GenericAPIServer.NextDelegate().(*genericapiserver.GenericAPIServer)
+	if !ok {
+		return nil, errors.New("find kube-apiserver behind the aggregator: upstream's chain has changed; adapt pkg/controlplane/openapilazy.go")
+	}
+	return kube, nil
 }
 
 // lazyV2 builds the one OpenAPI v2 document at the first request.

@@ -16,6 +16,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/status"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
 
@@ -37,7 +38,9 @@ type Env struct {
 	// process may ask the API server, and when it calls itself ready.
 	Answering, Serving string
 
-	handlers map[string]http.Handler
+	handlers   map[string]http.Handler
+	extensions []func(API) error
+	troubles   []func() []status.Trouble
 
 	access atomic.Pointer[Access]
 	group  atomic.Pointer[component.Group]
@@ -99,6 +102,19 @@ func (e *Env) WaitFailed(ctx context.Context, name string) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// TellTroubles has a part's troubles shown by `knarr status`. It is called by
+// Part.Components; f may be called at any time.
+func (e *Env) TellTroubles(f func() []status.Trouble) { e.troubles = append(e.troubles, f) }
+
+// Troubles are those of all parts.
+func (e *Env) Troubles() []status.Trouble {
+	var all []status.Trouble
+	for _, f := range e.troubles {
+		all = append(all, f()...)
+	}
+	return all
 }
 
 // SetAccess is called by the component pki, before it is ready.

@@ -55,10 +55,25 @@ func printTable(w io.Writer, r *Report) error {
 	for _, c := range r.Components {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", c.Name, c.State, readyAfter(c), age(r.At, c.Since), remark(c))
 	}
-	if err := t.Flush(); err != nil || r.Agent == nil {
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if err := printTroubles(w, r); err != nil || r.Agent == nil {
 		return err
 	}
 	return printAgent(w, r)
+}
+
+func printTroubles(w io.Writer, r *Report) error {
+	if len(r.Troubles) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nADD-ON\tOBJECT\tSINCE\tERROR")
+	for _, x := range r.Troubles {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", x.Part, x.Object, age(r.At, x.Since), strings.Join(strings.Fields(x.Error), " "))
+	}
+	return t.Flush()
 }
 
 func printAgent(w io.Writer, r *Report) error {

@@ -24,6 +24,8 @@ type Report struct {
 	// Ready: every critical and retried component is ready now.
 	Ready      bool               `json:"ready" yaml:"ready"`
 	Components []component.Status `json:"components" yaml:"components"`
+	// Troubles are what add-ons could not do with what users gave them.
+	Troubles []Trouble `json:"troubles,omitempty" yaml:"troubles,omitempty"`
 	// Agent is how a node of another machine's cluster stands; nil on a server.
 	Agent *Agent `json:"agent,omitempty" yaml:"agent,omitempty"`
 }
