@@ -29,7 +29,8 @@ func packChart(t *testing.T, dir, version string) string {
 	path, err := chartutil.Save(&chartv2.Chart{
 		Metadata:  &chartv2.Metadata{APIVersion: chartv2.APIVersionV2, Name: "note", Version: version, KubeVersion: ">= 1.30.0-0"},
 		Templates: []*common.File{{Name: "templates/note.yaml", Data: []byte(noteTemplate)}},
-		Values:    map[string]any{"text": "default", "more": "default " + version},
+		// The packager takes the values from the file.
+		Raw: []*common.File{{Name: chartutil.ValuesfileName, Data: []byte("text: default\nmore: default " + version + "\n")}},
 	}, dir)
 	if err != nil {
 		t.Fatal(err)
