@@ -46,9 +46,9 @@ func newCertificateCheck() *cobra.Command {
 		Use:   "check [flags]",
 		Short: "List the certificates of this machine, and when they end",
 		Long: "Lists every certificate in the data dir and in the administrator's kubeconfig:\n" +
-			"whose it is, what it is for, when it ends, how many days are left, and whether it\n" +
-			"is valid. \"due\" is one that a running server renews at once. The server need not\n" +
-			"run.\n\n" +
+			"whose it is, what it is for, when it ends, how many days are left, and whether\n" +
+			"it is valid. \"due\" is one that a running server renews at once. The server\n" +
+			"need not run.\n\n" +
 			"The exit code is 1 if a certificate has expired or could not be read.",
 		Example: "  # a table to read\n" +
 			"  sudo knarr certificate check\n\n" +

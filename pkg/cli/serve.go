@@ -23,6 +23,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/addons"
 	"github.com/knarr-dev/knarr/pkg/addons/dns"
+	"github.com/knarr-dev/knarr/pkg/backup"
 	"github.com/knarr-dev/knarr/pkg/bundle"
 	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/component"
@@ -266,6 +267,9 @@ func (s *server) instance() (instance, error) {
 	parts, err := s.parts()
 	if err != nil {
 		return nil, err
+	}
+	if !s.cfg.Agent {
+		parts = append(parts, backup.Part{})
 	}
 	if !s.cfg.Log.WorkqueueMetrics {
 		idle.Queues()

@@ -38,9 +38,7 @@ import (
 
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/component-base/metrics/legacyregistry"
 
-	"github.com/knarr-dev/knarr/pkg/backup"
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/controlplane"
 	"github.com/knarr-dev/knarr/pkg/part"
@@ -125,20 +123,6 @@ func (c *Cluster) assemble() error {
 		{Component: members, Class: component.Retried},
 		{Component: component.Func("cluster-info", []string{"apiserver"}, c.publish), Class: component.Retried},
 		{Component: component.Func("node-token", []string{"apiserver"}, c.keepNodeToken), Class: component.Retried},
-	}
-	if when := cfg.Config.Backup.Schedule; when != "" {
-		specs = append(specs, component.Spec{Component: &backup.Schedule{
-			Config:  func() (backup.Config, error) { return backup.New(cfg.Config) },
-			When:    when,
-			Metrics: legacyregistry.Registerer(),
-			Log:     cfg.Log,
-		}, Class: component.Retried})
-	}
-	if to := cfg.Config.Backup.ReplicateTo; to != "" {
-		specs = append(specs, component.Spec{Component: &backup.Replica{
-			Config: func() (backup.Config, error) { return backup.NewReplica(cfg.Config, to) },
-			Log:    cfg.Log,
-		}, Class: component.Retried})
 	}
 	for _, p := range cfg.parts() {
 		s, err := p.Components(c.env)

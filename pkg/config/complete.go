@@ -82,7 +82,7 @@ func (c *Config) normalize(k *checker) {
 	if c.Node.PodManifestPath == "" && c.DataDir != "" {
 		c.Node.PodManifestPath = filepath.Join(c.AgentDir(), "pod-manifests")
 	}
-	if c.LocalStoragePath == "" {
+	if c.LocalStoragePath == "" && c.DataDir != "" {
 		c.LocalStoragePath = filepath.Join(c.DataDir, "storage")
 	}
 }

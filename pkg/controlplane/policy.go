@@ -46,8 +46,9 @@ func ownPolicy() rbacPolicy {
 				{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"coredns-custom"}, Verbs: read},
 				{APIGroups: []string{"networking.k8s.io"}, Resources: []string{"servicecidrs"}, Verbs: []string{"list", "watch"}},
 				{NonResourceURLs: []string{tunnel.Path}, Verbs: []string{"get"}},
-				// The registry in the server's process, where there is one.
-				{NonResourceURLs: []string{"/knarr/registry/*"}, Verbs: []string{"get", "head", "post", "put", "patch"}},
+				// The registry in the server's process, where there is one. A node that was
+				// taken over must not replace what others run.
+				{NonResourceURLs: []string{"/knarr/registry/*"}, Verbs: []string{"get", "head"}},
 				{APIGroups: []string{"", "events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create", "patch", "update"}},
 			},
 		}, {

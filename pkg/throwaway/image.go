@@ -121,7 +121,7 @@ func exportDocker(ctx context.Context, socket, name string, to io.Writer) error 
 	}
 	defer answer.Body.Close()
 	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("Docker does not give image %s: %s", name, answer.Status)
+		return fmt.Errorf("image %s from Docker: %s", name, answer.Status)
 	}
 	if _, err := io.Copy(to, answer.Body); err != nil {
 		return fmt.Errorf("read from Docker: %w", err)

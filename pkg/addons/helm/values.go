@@ -73,7 +73,7 @@ func (o overrides) texts(ctx context.Context, secret readSecret) ([]text, error)
 		for _, key := range keys {
 			value, ok := data[key]
 			if !ok {
-				return nil, fmt.Errorf("Secret %s has no key %s", ref.Name, key)
+				return nil, fmt.Errorf("secret %s has no key %s", ref.Name, key)
 			}
 			all = append(all, text{"key " + key + " of Secret " + ref.Name, value})
 		}

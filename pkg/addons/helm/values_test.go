@@ -50,7 +50,7 @@ func TestValuesAreMerged(t *testing.T) {
 		"content that is no YAML": {"spec: {valuesContent: \"a: [\"}", "", "", "values of the HelmChart: valuesContent is no YAML"},
 		"content that is a list":  {"spec: {chart: x}", "spec: {valuesContent: \"[a]\"}", "", "values of the HelmChartConfig: valuesContent is no YAML"},
 		"a secret that is not":    {"spec: {valuesSecrets: [{name: none}]}", "", "", "no Secret none"},
-		"a key that is not":       {"spec: {valuesSecrets: [{name: more, keys: [c]}]}", "", "", "Secret more has no key c"},
+		"a key that is not":       {"spec: {valuesSecrets: [{name: more, keys: [c]}]}", "", "", "secret more has no key c"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var config *helmChartConfig
