@@ -177,6 +177,8 @@ func upgraded(cmd *cobra.Command, given []config.Given, patience time.Duration) 
 		if n.Exe, err = os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err != nil {
 			return n, fmt.Errorf("find the executable that runs: %w", err)
 		}
+	} else if all, err := n.Backups(); err == nil && len(all) > 0 && all[0].Exe != "" {
+		n.Exe = all[0].Exe // it was upgraded here, and does not run since
 	} else {
 		return n, fmt.Errorf("%w, and none runs on %s: start it, or install it with knarr install", service.ErrNotInstalled, p.cfg.DataDir)
 	}

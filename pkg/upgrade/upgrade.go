@@ -97,6 +97,8 @@ type Backup struct {
 	Next Version `json:"next"`
 	// Store is set if there is a copy of the store.
 	Store bool `json:"store"`
+	// Exe is where the executable lies that was replaced.
+	Exe string `json:"exe"`
 
 	dir string
 }
@@ -186,7 +188,7 @@ func (n *Node) backup(ctx context.Context, before, next Version) (*Backup, error
 	if n.Now != nil {
 		now = n.Now
 	}
-	b := &Backup{ID: now().UTC().Format("20060102T150405Z"), Version: before, Next: next, Store: n.ServerDir != ""}
+	b := &Backup{ID: now().UTC().Format("20060102T150405Z"), Version: before, Next: next, Store: n.ServerDir != "", Exe: n.Exe}
 	b.dir = filepath.Join(n.DataDir, folder, b.ID)
 	if err := os.MkdirAll(filepath.Dir(b.dir), 0o700); err != nil {
 		return nil, err
