@@ -142,7 +142,9 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 // preparedServer is an API server that is built but does not run.
 type preparedServer struct {
 	handler http.Handler
-	run     func(context.Context) error
+	// token is the API server's own, for who asks where nobody may without a name.
+	token string
+	run   func(context.Context) error
 	// hooked is closed when our bootstrap hook has ended.
 	hooked <-chan struct{}
 	// authorizing are closed when roles and bindings are known.
@@ -252,7 +254,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, err
 	}
 	rbac := cfg.KubeAPIs.ControlPlane.VersionedInformers.Rbac().V1()
-	s := &preparedServer{handler: chain.GenericAPIServer.Handler, hooked: hooked}
+	s := &preparedServer{handler: chain.GenericAPIServer.Handler, token: chain.GenericAPIServer.LoopbackClientConfig.BearerToken, hooked: hooked}
 	s.run = func(ctx context.Context) error {
 		defer ways.server.Close()
 		if reload != nil {
@@ -390,6 +392,7 @@ func waitReady(ctx context.Context, s *preparedServer) error {
 			return err
 		}
 		req.RemoteAddr = "127.0.0.1:0"
+		req.Header.Set("Authorization", "Bearer "+s.token)
 		s.handler.ServeHTTP(w, req)
 		if w.Code == http.StatusOK {
 			return nil

@@ -38,9 +38,6 @@ func TestSmallNode(t *testing.T) {
 		"--kubelet-arg=eviction-pressure-transition-period=5s",
 		// What is measured each minute otherwise.
 		"--kubelet-arg=volume-stats-agg-period=1s",
-		// The disk, each quarter of a minute otherwise: a kubelet that has evicted a pod
-		// evicts another when what it knows of the disk is from before the files went.
-		"--kubelet-arg=housekeeping-interval=1s",
 		"--kubelet-arg=node-status-update-frequency=1s",
 	}})
 	n.Exec(t, "sh", "-c", smallDisk)
@@ -76,13 +73,14 @@ func evicts(t *testing.T, n *harness.Node) {
 	// not.
 	told, then := "until [ -e /tmp/go ]; do sleep 0.2; done; ", "; sleep 1000"
 	// The kubelet ranks by figures that are some seconds old, and by requests
-	// before these: only who is to go has more than it asked for.
+	// before these: only who is to go has more than it asked for, and has most of it
+	// some seconds before it is too much.
 	memory, disk := kube.Request("memory", "32Mi"), kube.Request("ephemeral-storage", "8Mi")
 	n.Create(t, ns,
 		kube.Pod("modest", kube.Limit("memory", "32Mi"), kube.Limit("cpu", "50m"), disk, data, kube.Shell("echo little > /data/file"+then)),
 		kube.Pod("memory", disk, kube.Shell(told+"testbox alloc 350MiB"+then)),
-		kube.Pod("disk", memory, data, kube.Shell(told+"dd if=/dev/zero of=/data/file bs=1M count=64"+then)),
-		kube.Pod("inodes", memory, disk, data, kube.Shell(told+"i=0; while [ $i -lt 3000 ]; do : > /data/$i; i=$((i+1)); done"+then)),
+		kube.Pod("disk", memory, data, kube.Shell(told+"dd if=/dev/zero of=/data/file bs=1M count=40; sleep 5; dd if=/dev/zero of=/data/more bs=1M count=24"+then)),
+		kube.Pod("inodes", memory, disk, data, kube.Shell(told+"i=0; while [ $i -lt 3000 ]; do : > /data/$i; i=$((i+1)); [ $i != 1900 ] || sleep 5; done"+then)),
 		kube.Pod("volume", memory, disk, kube.Mount("data", "/data", bounded), kube.Shell("dd if=/dev/zero of=/data/file bs=1M count=4"+then)),
 		kube.Pod("layer", memory, kube.Limit("ephemeral-storage", "1Mi"), kube.Shell("dd if=/dev/zero of=/file bs=1M count=4"+then)),
 	)
