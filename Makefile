@@ -108,8 +108,8 @@ lint: deps bundle
 
 test: build images csi
 	go test -race $(RACE)
-	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$')
-	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos' -- -timeout 40m
+	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$' -e '/tests/throwaway$$')
+	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos ./tests/throwaway' -- -timeout 40m
 
 # Real nodes with hundreds of pods on two busy cores: what fails is tried once
 # more by itself, and shown; it has to pass then.

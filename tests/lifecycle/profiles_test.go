@@ -64,6 +64,9 @@ func benchmark(t *testing.T, n *harness.Node) map[cis.Status]int {
 		if r.Status == cis.Fail {
 			t.Errorf("item %s (%s): %s", r.ID, r.Text, r.Reason)
 		}
+		if r.Status == cis.Profile {
+			t.Logf("item %s (%s) is left to the profile: %s", r.ID, r.Text, r.Reason)
+		}
 	}
 	return count
 }
@@ -94,12 +97,17 @@ func audited(t *testing.T, n *harness.Node) {
 }
 
 func seldom(t *testing.T, n *harness.Node) {
-	lease, err := n.Client.CoordinationV1().Leases("kube-node-lease").Get(t.Context(), "node", metav1.GetOptions{})
-	if err != nil {
+	// The lease itself comes with the second try, since the first finds no Node.
+	var kubelet struct {
+		Config struct {
+			NodeLeaseDurationSeconds int32
+		} `json:"kubeletconfig"`
+	}
+	if err := json.Unmarshal([]byte(n.Kubectl(t, "get", "--raw", "/api/v1/nodes/node/proxy/configz")), &kubelet); err != nil {
 		t.Fatal(err)
 	}
-	if d := lease.Spec.LeaseDurationSeconds; d == nil || *d != 480 {
-		t.Errorf("the lease lasts %v s", d)
+	if d := kubelet.Config.NodeLeaseDurationSeconds; d != 480 {
+		t.Errorf("the lease lasts %d s", d)
 	}
 	text, err := status.Ask(t.Context(), n.Host.Path("/run/knarr/status.sock"), "GET", cluster.FlagsPath)
 	if err != nil {

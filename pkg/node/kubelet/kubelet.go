@@ -210,6 +210,8 @@ func (k *Kubelet) settings() (*options.KubeletFlags, *kubeletconfig.KubeletConfi
 			return nil, nil, fmt.Errorf("--kubelet-arg=%s: %w", arg, err)
 		}
 	}
+	// Whoever asks /configz is told of the flag, too.
+	kc.SeccompDefault = kc.SeccompDefault || flags.SeccompDefault
 	return flags, kc, reserve(kc, fs)
 }
 
