@@ -57,7 +57,10 @@ func addContext(rec *Record, own *clientcmdapi.Config) error {
 		return fmt.Errorf("add context to kubeconfig %s: %w", rec.Kubeconfig, err)
 	}
 	name := rec.Context()
-	all.Clusters[name], all.AuthInfos[name], all.Contexts[name] = own.Clusters[name], own.AuthInfos[name], own.Contexts[name]
+	// An entry is written to the file that it says to be from.
+	cluster, user := own.Clusters[name].DeepCopy(), own.AuthInfos[name].DeepCopy()
+	cluster.LocationOfOrigin, user.LocationOfOrigin = "", ""
+	all.Clusters[name], all.AuthInfos[name], all.Contexts[name] = cluster, user, &clientcmdapi.Context{Cluster: name, AuthInfo: name}
 	all.CurrentContext = name
 	if err := clientcmd.ModifyConfig(o, *all, false); err != nil {
 		return fmt.Errorf("add context to kubeconfig %s: %w", rec.Kubeconfig, err)

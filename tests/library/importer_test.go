@@ -43,8 +43,8 @@ func TestAFreshModuleRequiresKnarr(t *testing.T) {
 		t.Helper()
 		cmd := exec.Command("go", args...)
 		cmd.Dir = dir
-		// What Knarr itself requires is in the cache, since this test was compiled.
-		cmd.Env = append(os.Environ(), "GOPROXY=file://"+proxy+",file://"+filepath.Join(cache, "cache", "download"),
+		// Most of what Knarr itself requires is in the cache, since this test was compiled.
+		cmd.Env = append(os.Environ(), "GOPROXY=file://"+proxy+",file://"+filepath.Join(cache, "cache", "download")+","+goEnv(t, "GOPROXY"),
 			"GOSUMDB=off", "GONOSUMDB=", "GOFLAGS="+flags(t), "GOWORK=off")
 		out, err := cmd.CombinedOutput()
 		if err != nil {

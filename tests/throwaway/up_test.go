@@ -145,7 +145,7 @@ func TestClustersSideBySide(t *testing.T) {
 			t.Errorf("images are %s", images)
 		}
 	})
-	t.Run("publish ports, and pull by way of this machine", func(t *testing.T) {
+	t.Run("publish ports and pull by way of this machine", func(t *testing.T) {
 		registry := harness.StartLocalRegistry(t)
 		registry.Push(t, "app:1")
 		file := filepath.Join(t.TempDir(), "pods.yaml")
