@@ -11,9 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
-	"k8s.io/kubernetes/pkg/api/legacyscheme"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 	"k8s.io/kubernetes/pkg/kubelet/events"
 )
@@ -28,9 +26,10 @@ type statusFunc = func(context.Context, *corev1.Node) error
 // leaves those to cloud controllers, which need a taint, a lease and a loop to
 // write what the machine's owner has said already.
 //
-// The only call of ours between the making of the kubelet and its first look at
-// its Node is its first event.
-func (k *Kubelet) addExternalIPs(ctx context.Context, deps *upstream.Dependencies) error {
+// It stands before the recorder of events that deps has: the only call of ours
+// between the making of the kubelet and its first look at its Node is its first
+// event.
+func (k *Kubelet) addExternalIPs(deps *upstream.Dependencies) error {
 	if len(k.cfg.ExternalIPs) == 0 {
 		return nil
 	}
@@ -40,10 +39,8 @@ func (k *Kubelet) addExternalIPs(ctx context.Context, deps *upstream.Dependencie
 	}
 	var made *upstream.Kubelet
 	deps.Options = append(deps.Options, func(u *upstream.Kubelet) { made = u })
-	broadcaster := record.NewBroadcaster(record.WithContext(ctx))
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: deps.EventClient.Events("")})
 	deps.Recorder = &birthRecorder{
-		EventRecorderLogger: broadcaster.NewRecorder(legacyscheme.Scheme, corev1.EventSource{Component: "kubelet", Host: k.cfg.NodeName}),
+		EventRecorderLogger: deps.Recorder,
 		born: sync.OnceFunc(func() {
 			at := unsafe.Add(unsafe.Pointer(made), field.Offset)
 			funcs := (*[]statusFunc)(at)

@@ -115,10 +115,10 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err := k.clients(deps, kc); err != nil {
 		return err
 	}
-	if err := k.addExternalIPs(ctx, deps); err != nil {
+	k.podSources(ctx, deps, kc)
+	if err := k.addExternalIPs(deps); err != nil {
 		return err
 	}
-	k.podSources(ctx, deps, kc)
 	defer k.lockPlugins(deps)()
 	// The last thing before the kubelet proper starts; upstream has no other sign.
 	adjust := deps.OOMAdjuster.ApplyOOMScoreAdj
