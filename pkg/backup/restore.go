@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/knarr-dev/knarr/pkg/datastore"
+	"github.com/knarr-dev/knarr/pkg/durable"
 	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
@@ -205,7 +206,7 @@ func restore(ctx context.Context, c Config, name string, changes []string, force
 	if err := os.Rename(staged, c.serverDir()); err != nil {
 		return r, fmt.Errorf("restore backup: %w", err)
 	}
-	return r, syncFolder(c.DataDir)
+	return r, durable.SyncDir(c.DataDir)
 }
 
 // inUse tells whether there are files in a server's folder.
@@ -233,6 +234,6 @@ func syncTree(dir string) error {
 		if err != nil || !d.IsDir() {
 			return err
 		}
-		return syncFolder(path)
+		return durable.SyncDir(path)
 	})
 }

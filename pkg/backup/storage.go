@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // Stored is a backup as its storage knows it.
@@ -90,19 +92,10 @@ func (f Folder) Put(_ context.Context, name string, file *os.File) error {
 	if _, err := os.Lstat(path); err == nil {
 		return fmt.Errorf("store backup: %s is there already", path)
 	}
-	temp, err := os.CreateTemp(f.Path, ".*.new")
-	if err != nil {
-		return fmt.Errorf("store backup: %w", err)
-	}
-	defer os.Remove(temp.Name()) // which after the rename is not there
-	_, err = io.Copy(temp, file)
-	if err := errors.Join(err, temp.Sync(), temp.Close()); err != nil {
+	if err := durable.Replace(path, 0o600, file); err != nil {
 		return fmt.Errorf("store backup in %s: %w", f.Path, err)
 	}
-	if err := os.Rename(temp.Name(), path); err != nil {
-		return fmt.Errorf("store backup: %w", err)
-	}
-	return syncFolder(f.Path)
+	return nil
 }
 
 // Open implements Storage.
@@ -143,17 +136,6 @@ func (f Folder) List(context.Context) ([]Object, error) {
 func (f Folder) Delete(_ context.Context, name string) error {
 	if err := os.Remove(filepath.Join(f.Path, name)); err != nil {
 		return fmt.Errorf("delete backup: %w", err)
-	}
-	return nil
-}
-
-func syncFolder(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	if err := errors.Join(d.Sync(), d.Close()); err != nil {
-		return fmt.Errorf("sync folder %s: %w", path, err)
 	}
 	return nil
 }

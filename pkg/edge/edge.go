@@ -31,6 +31,7 @@
 package edge
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -43,6 +44,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/knarr-dev/knarr/pkg/durable"
 	"github.com/knarr-dev/knarr/pkg/edge/sealed"
 )
 
@@ -179,34 +181,10 @@ func (s *Store) key() (key [sealed.KeySize]byte, err error) {
 	if _, err := rand.Read(key[:]); err != nil {
 		return key, fmt.Errorf("make a key: %w", err)
 	}
-	if err := writeFile(path, key[:]); err != nil {
+	if err := durable.Replace(path, 0o600, bytes.NewReader(key[:])); err != nil {
 		return key, fmt.Errorf("write the key of what the node keeps: %w", err)
 	}
 	return key, nil
-}
-
-// writeFile leaves the old content or the new, whatever happens.
-func writeFile(path string, text []byte) error {
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // Wrap returns a transport that asks by rt, keeps what it reads, and answers from

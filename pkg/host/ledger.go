@@ -1,6 +1,7 @@
 package host
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // Kind is what sort of thing was changed on the host.
@@ -104,7 +107,7 @@ func (l *Ledger) replace(next []Change) error {
 	}
 	b, err := json.MarshalIndent(next, "", "  ")
 	if err == nil {
-		err = replaceFile(l.path, append(b, '\n'), 0o600)
+		err = durable.Replace(l.path, 0o600, bytes.NewReader(append(b, '\n')))
 	}
 	if err != nil {
 		return fmt.Errorf("record host changes: %w", err)

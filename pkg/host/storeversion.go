@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // CheckStoreVersion refuses, with a NewerStoreError, a store that a newer
@@ -70,7 +72,7 @@ func RecordStoreVersion(dir, version string) error {
 	if b, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(b)) == version {
 		return nil
 	}
-	if err := replaceFile(path, []byte(version+"\n"), 0o600); err != nil {
+	if err := durable.Replace(path, 0o600, strings.NewReader(version+"\n")); err != nil {
 		return fmt.Errorf("record the store's version: %w", err)
 	}
 	return nil
@@ -87,26 +89,4 @@ func minor(version string) (int, error) {
 		return 0, fmt.Errorf("%q is not a Kubernetes version", version)
 	}
 	return n, nil
-}
-
-// replaceFile puts a new file in the place of path, so that after a crash or
-// power loss there is the old text or the new, never a part.
-func replaceFile(path string, text []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -1,14 +1,16 @@
 package loadbalancer
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // memory is what File holds.
@@ -33,7 +35,7 @@ func remembered(path string) ([]string, error) {
 }
 
 // remember replaces the file in one step, on disk when it returns.
-func remember(path string, servers []string) (err error) {
+func remember(path string, servers []string) error {
 	if path == "" {
 		return nil
 	}
@@ -41,16 +43,7 @@ func remember(path string, servers []string) (err error) {
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
-	temp, err := os.CreateTemp(filepath.Dir(path), ".*.new") // mode 0600
-	if err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	_, err = temp.Write(append(text, '\n'))
-	if err = errors.Join(err, temp.Sync(), temp.Close()); err == nil {
-		err = os.Rename(temp.Name(), path)
-	}
-	if err != nil {
-		os.Remove(temp.Name())
+	if err := durable.Replace(path, 0o600, bytes.NewReader(append(text, '\n'))); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil

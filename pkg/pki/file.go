@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // tempPattern is what files are called before they are moved into place.
@@ -104,7 +106,7 @@ func (f *folder) commit() error {
 		}
 		f.staged = f.staged[1:]
 	}
-	return syncDir(f.dir)
+	return durable.SyncDir(f.dir)
 }
 
 // discard removes what is staged and not in place.
@@ -177,17 +179,5 @@ func replaceFile(path string, text []byte, mode fs.FileMode, gid int) error {
 		p.discard()
 		return err
 	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("sync folder: %w", err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("sync folder %s: %w", dir, err)
-	}
-	return nil
+	return durable.SyncDir(filepath.Dir(path))
 }

@@ -14,6 +14,8 @@ import (
 
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // Entry is a certificate in a file.
@@ -175,5 +177,5 @@ func RemoveLeaves(dir string) (removed int, err error) {
 			removed++
 		}
 	}
-	return removed, syncDir(dir)
+	return removed, durable.SyncDir(dir)
 }

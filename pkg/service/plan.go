@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 // Options say what to install.
@@ -389,20 +391,10 @@ func (p *planner) start(ctx context.Context) {
 // is there, also after a power cut.
 func (m *Machine) replace(path string, mode fs.FileMode, from io.Reader) error {
 	path = m.path(path)
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name())
-	_, err = io.Copy(f, from)
-	if err = errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return durable.Replace(path, mode, from)
 }
 
 func sameContent(a, b string) (bool, error) {

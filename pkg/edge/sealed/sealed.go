@@ -30,6 +30,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/knarr-dev/knarr/pkg/durable"
 )
 
 const (
@@ -388,22 +390,13 @@ func (f *File) finish() (*File, error) {
 	}
 	// If the name is not on disk, what is appended may be lost with it: the next
 	// write makes the file anew.
-	f.broken = syncDir(filepath.Dir(f.path)) != nil
+	f.broken = durable.SyncDir(filepath.Dir(f.path)) != nil
 	return f, nil
 }
 
 func (f *File) discard() {
 	f.f.Close()
 	os.Remove(f.path + suffix)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // Rewrite makes a new file of the records that fill hands to add, each with what
