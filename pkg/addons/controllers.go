@@ -38,7 +38,7 @@ func controllers(env *part.Env) []component.Spec {
 		env.TellTroubles(d.Troubles)
 		add(d)
 	}
-	if !c.DisableHelmController && !slices.Contains(c.Disable, helm.Name) {
+	if !slices.Contains(c.Disable, helm.Name) {
 		h := helm.New(helm.Config{
 			REST: knarr, Needs: env.Serving,
 			Dir: filepath.Join(c.ServerDir(), "helm"), Static: filepath.Join(c.ServerDir(), "static"),

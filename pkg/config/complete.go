@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -78,6 +79,9 @@ func (c *Config) normalize(k *checker) {
 	}
 	for i, san := range c.API.TLSSANs {
 		c.API.TLSSANs[i] = strings.ToLower(san)
+	}
+	if c.DisableHelmController && !slices.Contains(c.Disable, "helm-controller") {
+		c.Disable = append(c.Disable[:len(c.Disable):len(c.Disable)], "helm-controller")
 	}
 	if c.Node.PodManifestPath == "" && c.DataDir != "" {
 		c.Node.PodManifestPath = filepath.Join(c.AgentDir(), "pod-manifests")

@@ -1,18 +1,17 @@
 package host
 
 import (
-	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/ports"
 )
 
 // Listener is a port that Knarr will listen on.
@@ -113,20 +112,11 @@ func (s *survey) sockets(l Listener) []string {
 	return inodes
 }
 
-// parseSocket reads an address as /proc/net writes it: words of the machine's
-// own byte order in hexadecimal, and the port.
+// parseSocket reads an address as /proc/net writes it; one of IPv4 in a list of
+// IPv6 is one of IPv4.
 func parseSocket(text string) (netip.AddrPort, bool) {
-	host, port, _ := strings.Cut(text, ":")
-	raw, err1 := hex.DecodeString(host)
-	number, err2 := strconv.ParseUint(port, 16, 16)
-	if err1 != nil || err2 != nil || len(raw)%4 != 0 {
-		return netip.AddrPort{}, false
-	}
-	for word := range slices.Chunk(raw, 4) {
-		binary.NativeEndian.PutUint32(word, binary.BigEndian.Uint32(word))
-	}
-	addr, ok := netip.AddrFromSlice(raw)
-	return netip.AddrPortFrom(addr.Unmap(), uint16(number)), ok
+	at, err := ports.ParseAddr(text)
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), err == nil
 }
 
 // ownerOf finds a process that has one of the sockets open; 0 if none is seen.

@@ -33,7 +33,7 @@ func ParseProc(file, text string) ([]Socket, error) {
 		if fields[3] != state {
 			continue
 		}
-		addr, err := parseHex(fields[1])
+		addr, err := ParseAddr(fields[1])
 		if err != nil {
 			return nil, fmt.Errorf("read /proc/net/%s: %w", file, err)
 		}
@@ -42,9 +42,9 @@ func ParseProc(file, text string) ([]Socket, error) {
 	return found, nil
 }
 
-// parseHex reads an address as the kernel prints it: words of 32 bits, each in
+// ParseAddr reads an address as the kernel prints it: words of 32 bits, each in
 // the machine's order of bytes.
-func parseHex(text string) (netip.AddrPort, error) {
+func ParseAddr(text string) (netip.AddrPort, error) {
 	host, port, _ := strings.Cut(text, ":")
 	raw, err := hex.DecodeString(host)
 	if err != nil || len(raw)%4 != 0 {

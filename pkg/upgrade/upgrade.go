@@ -236,12 +236,18 @@ func share(from, to string) error {
 	if err := os.Link(from, to); err == nil || errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	return copyNew(from, to, 0o755)
+}
+
+// copyNew makes a file that there is not yet. It is on the disk when it returns, or
+// not there.
+func copyNew(from, to string, mode fs.FileMode) error {
 	in, err := os.Open(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o755)
+	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
 		return err
 	}
@@ -363,17 +369,7 @@ func (n *Node) restoreStore(b *Backup) error {
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	in, err := os.Open(filepath.Join(b.dir, storeName))
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	out, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+	if err := copyNew(filepath.Join(b.dir, storeName), next, 0o600); err != nil {
 		return err
 	}
 	for _, end := range []string{"-shm", "-wal", ""} {

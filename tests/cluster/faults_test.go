@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -40,7 +39,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 	two := harness.Prepare(t, harness.Options{Join: server, Name: "edge-2", Env: []string{token}})
 	two.Resume(t)
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("on-1", on("edge-1"), kube.Serve("1")), kube.Pod("on-2", on("edge-2"), kube.Serve("2")))
+	server.Create(t, ns, kube.Pod("on-1", on("edge-1"), kube.Serve("")), kube.Pod("on-2", on("edge-2"), kube.Serve("")))
 	containers := map[string]string{}
 	for _, name := range []string{"on-1", "on-2"} {
 		containers[name] = server.WaitPodRunning(t, ns, name).Status.ContainerStatuses[0].ContainerID
@@ -140,7 +139,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 		one.Exec(t, "sh", "-c", "ip link set eth0 up; sleep 2; ip route add default via 10.99.0.1")
 		runs(t, "after-replug", "edge-1")
 		kept(t)
-		reachPods(t, server, ns, "on-1", "on-2")
+		reachEachOther(t, server, ns, "on-1", "on-2")
 	})
 	t.Run("a thousand wrong joins", func(t *testing.T) {
 		before := len(server.Log(t))
@@ -214,18 +213,6 @@ func waitNode(t *testing.T, server *harness.Node, name string, want corev1.Condi
 		}
 		return false, nil
 	})
-}
-
-// reachPods has each pod ask the other.
-func reachPods(t *testing.T, server *harness.Node, ns, a, b string) {
-	t.Helper()
-	for from, to := range map[string]string{a: b, b: a} {
-		ip := server.WaitPodRunning(t, ns, to).Status.PodIP
-		server.WaitFor(t, from+" to reach "+to, func(context.Context) (bool, error) {
-			_, err := server.KubectlErr("exec", "-n", ns, from, "--", "testbox", "get", "--timeout", "2s", "http://"+net.JoinHostPort(ip, "8080"))
-			return err == nil, err
-		})
-	}
 }
 
 // wrongJoins asks for certificates with tokens that nobody made.

@@ -14,11 +14,15 @@ import (
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
-// reach has a pod on each node ask the other's.
+// reach has the pods here and there, on a node each, ask each other.
 func reach(t *testing.T, server *harness.Node, ns string) {
+	reachEachOther(t, server, ns, "here", "there")
+}
+
+func reachEachOther(t *testing.T, server *harness.Node, ns, a, b string) {
 	t.Helper()
-	here, there := server.WaitPodRunning(t, ns, "here"), server.WaitPodRunning(t, ns, "there")
-	for from, to := range map[string]*corev1.Pod{"here": there, "there": here} {
+	one, other := server.WaitPodRunning(t, ns, a), server.WaitPodRunning(t, ns, b)
+	for from, to := range map[string]*corev1.Pod{a: other, b: one} {
 		out := server.Kubectl(t, "exec", "-n", ns, from, "--", "testbox", "get", "--retry", "60s", "http://"+to.Status.PodIP+":8080")
 		if !strings.Contains(out, to.Name) {
 			t.Errorf("%s asks %s: %q", from, to.Name, out)
