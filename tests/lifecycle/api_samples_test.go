@@ -184,6 +184,14 @@ kind: PriorityLevelConfiguration
 spec: {type: Limited, limited: {nominalConcurrencyShares: 1, limitResponse: {type: Reject}}}
 status: {conditions: CONDITIONS}
 ---
+apiVersion: helm.cattle.io/v1
+kind: HelmChart
+spec: {chart: none}
+---
+apiVersion: helm.cattle.io/v1
+kind: HelmChartConfig
+spec: {valuesContent: "a: b"}
+---
 apiVersion: networking.k8s.io/v1
 kind: IngressClass
 spec: {controller: example.org/sample}
