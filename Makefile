@@ -131,6 +131,11 @@ HOURS ?= 1
 soak: build images
 	go test -count=1 -timeout 0 -v -run 'TestSoak$$' ./tests/chaos -soak $(HOURS)h -soak-into $(CURDIR)/docs/testing.md
 
+# A node without its server for ten minutes.
+.PHONY: away
+away: build images
+	go test -count=1 -timeout 30m -v -run 'TestServerIsAway$$' ./tests/cluster -away 10m
+
 # What importers compile against, compared with the last release or with BASE.
 .PHONY: apidiff
 apidiff:
@@ -166,7 +171,7 @@ fuzz:
 		echo "$$name in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime 1m ./$$(dirname $$f) || exit 1; done; done
 
 # All that takes hours.
-long: chaos cuts soak test-cross test-s3 certificates rules fuzz
+long: chaos cuts soak away test-cross test-s3 certificates rules fuzz
 
 clean:
 	rm -rf build dist

@@ -18,6 +18,7 @@ import (
 
 	helmcontroller "github.com/knarr-dev/knarr/pkg/addons/helm"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
 
@@ -28,6 +29,7 @@ func Builtin() *cobra.Command {
 	return New(Commands{
 		Server:    runServer,
 		Agent:     runServer,
+		Network:   host.AwaitDefaultRoute,
 		Check:     checkMachine,
 		Kubectl:   kubectl,
 		Ctr:       ctr,

@@ -25,17 +25,20 @@ const configurationCheck = "configuration"
 func newCheck(c Commands) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check [flags]",
-		Short: "Check whether this machine can run a server, and change nothing",
+		Short: "Check whether this machine can run a server or an agent, and change nothing",
 		Long: "Checks the configuration and the machine as \"knarr server\" does before it\n" +
 			"starts, and tells each result in a line: what is so, where, why it matters and\n" +
-			"what to do. Give it the flags, variables and files that the server gets.\n" +
-			"Nothing is changed, except that missing kernel modules are loaded.\n\n" +
-			"The exit code is 0 if all is well or there are but warnings, 1 if a server\n" +
-			"would not start here, and 2 if the configuration is wrong.\n\n" +
+			"what to do. Give it the flags, variables and files that the server gets; with\n" +
+			"--agent, those of an agent. Nothing is changed, except that missing kernel\n" +
+			"modules are loaded.\n\n" +
+			"The exit code is 0 if all is well or there are but warnings, 1 if a server or\n" +
+			"agent would not start here, and 2 if the configuration is wrong.\n\n" +
 			"With --cis it judges the server that runs here by each item of the CIS\n" +
 			"Kubernetes Benchmark, and exits with 1 if one fails.",
 		Example: "  # a table to read\n" +
 			"  sudo knarr check\n\n" +
+			"  # a machine that is to join a cluster\n" +
+			"  sudo knarr check --agent --server https://192.0.2.1:6443\n\n" +
 			"  # for a program, with another configuration\n" +
 			"  sudo knarr check --config /srv/knarr.yaml -o json\n\n" +
 			"  # a running server, by the CIS benchmark\n" +
@@ -46,16 +49,17 @@ func newCheck(c Commands) *cobra.Command {
 	}
 	cmd.Flags().SortFlags = false
 	output := outputFlag(cmd, []string{"table", "json"}, "table", "form of the output")
-	all := config.Options()
+	all := config.AllOptions()
 	for i := range all {
 		if all[i].Short == "o" { // it is the output's here
 			all[i].Short = ""
 		}
 	}
 	benchmark := cmd.Flags().Bool("cis", false, "check the server that runs here by the CIS benchmark instead")
+	agent := cmd.Flags().Bool("agent", false, "check for an agent instead of a server")
 	given := bindOptions(cmd, all)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		cfg, warnings, err := config.Load(config.Sources{Flags: *given, Environ: os.Environ()})
+		cfg, warnings, err := config.Load(config.Sources{Flags: *given, Environ: os.Environ(), Agent: *agent})
 		err = errors.Join(err, cfg.Complete(c.Host()))
 		if *benchmark {
 			if err != nil {

@@ -74,12 +74,12 @@ const DefaultFile = "/etc/knarr/config.yaml"
 
 // Options returns every option of a server, in the order of the reference.
 func Options() []Option {
-	return slices.DeleteFunc(allOptions(), func(o Option) bool { return o.of == agentOnly })
+	return slices.DeleteFunc(AllOptions(), func(o Option) bool { return o.of == agentOnly })
 }
 
 // AgentOptions returns every option of an agent, in the order of the reference.
 func AgentOptions() []Option {
-	return slices.DeleteFunc(allOptions(), func(o Option) bool { return o.of == serverOnly })
+	return slices.DeleteFunc(AllOptions(), func(o Option) bool { return o.of == serverOnly })
 }
 
 // options are those of the Config's role.
@@ -90,7 +90,9 @@ func (c *Config) options() []Option {
 	return Options()
 }
 
-func allOptions() []Option {
+// AllOptions returns every option of a server or an agent, in the order of the
+// reference.
+func AllOptions() []Option {
 	return []Option{
 		{Name: "config", Short: "c", Group: groupGeneral, Arg: "file", Default: DefaultFile, notInFile: true,
 			Help:  "configuration file; then the folder of that name with .d behind it is read",

@@ -3,6 +3,7 @@ package config
 import (
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -26,6 +27,12 @@ const (
 	edgeGrace  = 10 * time.Minute
 	edgeReport = time.Hour
 )
+
+// ownLease is the lease of a server's own node, which is renewed every 20 s. No
+// network lies between the two, so that two renewals in a grace period of 50 s
+// do, where upstream wants five; each is a write to the disk, and most of what an
+// idle server writes.
+const ownLease = 80 * time.Second
 
 // HasProfile tells whether a profile was chosen.
 func (c *Config) HasProfile(name string) bool { return slices.Contains(c.Profiles, name) }
@@ -94,10 +101,20 @@ func (c *Config) KubeletProfile() []string {
 // between two renewals, and how often the node's status is written though nothing
 // in it has changed. 0 is upstream's default.
 func (c *Config) KubeletTimes() (lease, report time.Duration) {
-	if c.HasProfile(ProfileEdge) {
+	switch {
+	case c.HasProfile(ProfileEdge):
 		return edgeLease, edgeReport
+	case !c.Agent && !c.hasGracePeriod():
+		return ownLease, 0
 	}
 	return 0, 0
+}
+
+// hasGracePeriod tells whether the user has set when a node counts as lost.
+func (c *Config) hasGracePeriod() bool {
+	return slices.ContainsFunc(c.ControlPlane.ControllerManagerArgs, func(a string) bool {
+		return strings.HasPrefix(a, "node-monitor-grace-period=")
+	})
 }
 
 // applyProfiles sets what is an option of ours, where the user has not.

@@ -24,6 +24,12 @@ func TestProfilesSetWhatTheUserHasNot(t *testing.T) {
 	if plain.Audited() || plain.Store.Synchronous != "full" || len(plain.APIServerProfile())+len(plain.KubeletProfile())+len(plain.ControllerManagerProfile()) != 0 {
 		t.Error("without a profile something is set")
 	}
+	if lease, _ := plain.KubeletTimes(); lease != 80*time.Second {
+		t.Errorf("the lease of a server's own node: %s", lease)
+	}
+	if lease, _ := load(config.Given{Name: "kube-controller-manager-arg", Value: "node-monitor-grace-period=20s"}).KubeletTimes(); lease != 0 {
+		t.Errorf("the lease of a node that counts as lost sooner: %s", lease)
+	}
 	profile := config.Given{Name: "profile", Value: "cis,edge"}
 	both := load(profile)
 	if lease, report := both.KubeletTimes(); !both.Audited() || both.Store.Synchronous != "normal" || lease != 8*time.Minute || report != time.Hour {

@@ -12,7 +12,7 @@ func Reference() string {
 	b.WriteString(referenceHead)
 	for _, group := range Groups() {
 		fmt.Fprintf(&b, "\n## %s\n\n| key | variable | default | meaning |\n|---|---|---|---|\n", group)
-		for _, o := range allOptions() {
+		for _, o := range AllOptions() {
 			if o.Group == group && !o.Hidden {
 				fmt.Fprintf(&b, "| %s | `%s` | %s | %s |\n", o.cell(), o.Env(), o.defaultCell(), o.meaning())
 			}

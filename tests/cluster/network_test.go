@@ -91,7 +91,7 @@ func TestAnotherCNIConnectsTheNodes(t *testing.T) {
 	}
 }
 
-// DHCP gives a running machine another address.
+// DHCP gives a machine another address.
 func TestNodeFollowsItsAddress(t *testing.T) {
 	server := harness.Start(t, harness.Options{})
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
@@ -100,29 +100,43 @@ func TestNodeFollowsItsAddress(t *testing.T) {
 	reach(t, server, ns)
 	before := server.WaitPodRunning(t, ns, "there").Status.ContainerStatuses[0].ContainerID
 
-	const now = "10.99.0.200"
-	agent.Exec(t, "sh", "-c", fmt.Sprintf("ip addr del %s/24 dev eth0; ip addr add %s/24 dev eth0; ip route replace default via 10.99.0.1", agent.Host.Addr(), now))
-	began := time.Now()
-	server.WaitFor(t, "the Node's new address", func(ctx context.Context) (bool, error) {
-		n, err := server.Client.CoreV1().Nodes().Get(ctx, "edge-1", metav1.GetOptions{})
-		if err != nil {
-			return false, err
-		}
-		for _, a := range n.Status.Addresses {
-			if a.Type == corev1.NodeInternalIP && a.Address == now {
-				return true, nil
-			}
-		}
-		return false, nil
-	})
-	t.Logf("the Node has its new address after %s", time.Since(began).Round(100*time.Millisecond))
-	server.WaitFor(t, "a log by the new address", func(context.Context) (bool, error) {
-		_, err := server.KubectlErr("logs", "-n", ns, "there")
-		return err == nil, err
-	})
-	reach(t, server, ns)
-	t.Logf("pods of both nodes reach each other after %s", time.Since(began).Round(100*time.Millisecond))
-	if after := server.WaitPodRunning(t, ns, "there").Status.ContainerStatuses[0].ContainerID; after != before {
-		t.Errorf("the pod was restarted: %s, then %s", before, after)
+	const first, second = "10.99.0.200", "10.99.0.201"
+	move := func(from, to string) {
+		agent.Exec(t, "sh", "-c", fmt.Sprintf("ip addr del %s/24 dev eth0; ip addr add %s/24 dev eth0; ip route replace default via 10.99.0.1", from, to))
 	}
+	follows := func(t *testing.T, now string) {
+		began := time.Now()
+		server.WaitFor(t, "the Node's new address", func(ctx context.Context) (bool, error) {
+			n, err := server.Client.CoreV1().Nodes().Get(ctx, "edge-1", metav1.GetOptions{})
+			if err != nil {
+				return false, err
+			}
+			for _, a := range n.Status.Addresses {
+				if a.Type == corev1.NodeInternalIP && a.Address == now {
+					return true, nil
+				}
+			}
+			return false, nil
+		})
+		t.Logf("the Node has its new address after %s", time.Since(began).Round(100*time.Millisecond))
+		server.WaitFor(t, "a log by the new address", func(context.Context) (bool, error) {
+			_, err := server.KubectlErr("logs", "-n", ns, "there")
+			return err == nil, err
+		})
+		reach(t, server, ns)
+		t.Logf("pods of both nodes reach each other after %s", time.Since(began).Round(100*time.Millisecond))
+		if after := server.WaitPodRunning(t, ns, "there").Status.ContainerStatuses[0].ContainerID; after != before {
+			t.Errorf("the pod was restarted: %s, then %s", before, after)
+		}
+	}
+	t.Run("while it runs", func(t *testing.T) {
+		move(agent.Host.Addr().String(), first)
+		follows(t, first)
+	})
+	t.Run("while it is off", func(t *testing.T) {
+		agent.Stop(t)
+		move(first, second)
+		agent.Resume(t)
+		follows(t, second)
+	})
 }

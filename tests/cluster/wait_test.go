@@ -18,9 +18,15 @@ func TestAgentsWaitForTheirServer(t *testing.T) {
 	const token = "abcdef.0123456789abcdef"
 	server := harness.Prepare(t, harness.Options{Args: []string{"--token", token}})
 	agent := harness.Prepare(t, harness.Options{Join: server, Name: "edge-1", Args: []string{"--token", token}})
+	// At its boot the network is later than the agent.
+	agent.Exec(t, "ip", "route", "del", "default")
 	if err := agent.Launch(); err != nil {
 		t.Fatal(err)
 	}
+	agent.WaitFor(t, "the agent to wait for its network", func(context.Context) (bool, error) {
+		return strings.Contains(agent.Log(t), "waiting for a default route"), nil
+	})
+	agent.Exec(t, "ip", "route", "add", "default", "via", "10.99.0.1")
 	agent.WaitFor(t, "the warning that the token names no authority", func(context.Context) (bool, error) {
 		return strings.Contains(agent.Log(t), "does not name the cluster's authority"), nil
 	})
@@ -101,4 +107,5 @@ func TestAgentsWaitForTheirServer(t *testing.T) {
 			}
 		}
 	})
+	joinsLate(t, server)
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -149,4 +150,49 @@ func TestReplicationControllerKeepsItsNumberOfPods(t *testing.T) {
 	s.waitUntil("rc/crew", "jsonpath={.status.readyReplicas}=3")
 	s.kubectl("delete", "rc/crew")
 	s.pods("app=crew", 0)
+}
+
+// A site of three parts that find each other by name, and a controller whose pods
+// are of another edition step by step: what the conformance list shows by its
+// guestbook and update demos.
+func TestSiteOfThreePartsGrowsShrinksAndChanges(t *testing.T) {
+	s := newSpace(t)
+	tier := func(name, body string) {
+		s.apply(strings.NewReplacer("NAME", name, "BODY", body).Replace(`
+apiVersion: v1
+kind: ReplicationController
+metadata: {name: NAME}
+spec:
+  replicas: 2
+  selector: {app: NAME}
+  template:
+    metadata: {labels: {app: NAME}}
+    spec:
+      containers:
+      - {name: web, image: knarr.dev/test:1, command: [testbox, serve, --port=8080, "--body=BODY"], ports: [{containerPort: 8080}], readinessProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: NAME}
+spec: {selector: {app: NAME}, ports: [{port: 80, targetPort: 8080}]}
+`))
+	}
+	tier("front", "the guestbook")
+	tier("leader", "entries")
+	tier("follower", "copies")
+	s.client()
+	for name, body := range map[string]string{"front": "the guestbook", "leader": "entries", "follower": "copies"} {
+		s.pods("app="+name, 2)
+		wantPart(t, "the answer of "+name, s.fromPod("http://"+name), body)
+	}
+	for _, n := range []int{1, 3} {
+		s.kubectl("scale", "rc", "front", fmt.Sprint("--replicas=", n))
+		s.pods("app=front", n)
+	}
+	wantPart(t, "the answer after it has grown", s.fromPod("http://front"), "the guestbook")
+	s.kubectl("delete", "rc", "front")
+	s.pods("app=front", 0)
+	tier("front", "the second edition")
+	s.pods("app=front", 2)
+	wantPart(t, "the answer of the second edition", s.fromPod("http://front"), "the second edition")
 }

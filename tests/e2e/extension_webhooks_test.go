@@ -98,6 +98,51 @@ func TestWebhookInAPodChangesAndForbids(t *testing.T) {
 	wantPart(t, "what the webhook saw", s.kubectl("logs", "hooks"), "/deny create configmaps any")
 }
 
+const chests = `
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: chests.GROUP}
+spec:
+  group: GROUP
+  scope: Namespaced
+  names: {plural: chests, singular: chest, kind: Chest}
+  versions:
+  - {name: v1, served: true, storage: true, schema: &schema {openAPIV3Schema: {type: object, properties: {data: {type: object, properties: {kept: {type: string}, mark: {type: string}}}}}}}
+  - {name: v2, served: true, storage: false, schema: *schema}
+`
+
+// Webhooks see objects of users' kinds before they are pruned and stored, in
+// whatever version, and the kinds themselves.
+func TestWebhooksStandBeforeKindsAndTheirObjects(t *testing.T) {
+	s := newSpace(t)
+	full := s.kind("chests", chests)
+	ca := s.serveTLS("hooks", []string{"webhook"})
+	s.hook("Mutating", "fill", ca, "/fill", `{apiGroups: ["`+s.ns+`.example.org"], apiVersions: ["*"], operations: [CREATE], resources: [chests]}`, "")
+	chest := func(name string) string {
+		return s.file(name+".yaml", `{"apiVersion": "`+s.ns+`.example.org/v1", "kind": "Chest", "metadata": {"name": "`+name+`"}, "data": {"mark": "x"}}`)
+	}
+	probe := chest("any")
+	s.WaitFor(t, "the webhook to be asked", func(context.Context) (bool, error) {
+		out, err := s.kubectlErr("create", "-f", probe, "--dry-run=server", "-o", "jsonpath={.data.kept}")
+		return out == "webhook", err
+	})
+	s.kubectl("create", "-f", chest("full"))
+	want(t, "what the webhook filled in, as far as the kind has it", s.get(full+"/full", ".data"), `{"kept":"webhook"}`)
+
+	// What was stored in one version is changed after another became the stored one.
+	s.Kubectl(t, "patch", "crd", full, "--type=json", "--patch", `[{"op": "replace", "path": "/spec/versions/0/storage", "value": false}, {"op": "replace", "path": "/spec/versions/1/storage", "value": true}]`)
+	s.WaitFor(t, "an object in the new version", func(context.Context) (bool, error) {
+		_, err := s.kubectlErr("patch", full, "full", "--type=merge", "--patch", `{"data": {"mark": "changed"}}`)
+		return err == nil, err
+	})
+	want(t, "the object after that", s.get(full+"/full", ".data"), `{"kept":"webhook","mark":"changed"}`)
+	want(t, "versions that are stored", s.get("crd/"+full, ".status.storedVersions"), `["v1","v2"]`)
+
+	s.hook("Validating", "kinds", ca, "/deny", `{apiGroups: [apiextensions.k8s.io], apiVersions: [v1], operations: [CREATE], resources: [customresourcedefinitions]}`,
+		`matchConditions: [{name: ours, expression: "request.name.endsWith('`+s.ns+`.example.org')"}]`)
+	s.untilForbidden("the webhook forbids to create customresourcedefinitions", "create", "--dry-run=server", "-f", s.file("barrels.yaml", strings.NewReplacer("chest", "barrel", "Chest", "Barrel", "GROUP", s.ns+".example.org").Replace(chests)))
+}
+
 func TestWebhookWarns(t *testing.T) {
 	s := newSpace(t)
 	ca := s.serveTLS("hooks", []string{"webhook"})

@@ -197,3 +197,31 @@ func TestServiceFollowsItsPods(t *testing.T) {
 		return err == nil && strings.TrimSpace(strings.ReplaceAll(out, left, "")) == "", err
 	})
 }
+
+// Endpoints of new Services are there within the bound that the conformance list
+// sets (50 s); how fast they are is a figure.
+func TestNewServicesHaveTheirEndpointsSoon(t *testing.T) {
+	s := newSpace(t)
+	s.create(kube.Pod("web", kube.Serve("web"), kube.Expose("http", 8080)))
+	s.running("web")
+	began := time.Now()
+	for i := range 50 {
+		s.create(kube.Service(fmt.Sprint("web-", i), kube.For("web"), kube.Port(80, 8080)))
+	}
+	s.WaitFor(t, "endpoints of 50 Services", func(ctx context.Context) (bool, error) {
+		slices, err := s.Client.DiscoveryV1().EndpointSlices(s.ns).List(ctx, metav1.ListOptions{})
+		if err != nil {
+			return false, err
+		}
+		filled := 0
+		for _, e := range slices.Items {
+			if len(e.Endpoints) == 1 && e.Endpoints[0].Conditions.Ready != nil && *e.Endpoints[0].Conditions.Ready {
+				filled++
+			}
+		}
+		return filled == 50, nil
+	})
+	if took := time.Since(began); took > 50*time.Second {
+		t.Errorf("the endpoints of 50 Services took %s", took)
+	}
+}

@@ -69,8 +69,10 @@ type Controller struct{ cfg Config }
 
 var _ component.Component = (*Controller)(nil)
 
-// New returns the component; nothing happens until Run.
+// New returns the component; nothing happens until Run. It must be called before
+// this process's clients are at work.
 func New(cfg Config) *Controller {
+	leaveSchemeAlone()
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}

@@ -46,6 +46,7 @@ type request struct {
 //	/deny    refuses everything
 //	/warn    allows everything, with a warning
 //	/label   adds the label touched=webhook
+//	/fill    gives an object the data kept=webhook and pruned=webhook
 //	/stall   answers when the asker has given up
 //	/convert makes spec.name of v1 into spec.first and spec.last of v2, and back
 func webhook(ctx context.Context, fs *flag.FlagSet, args []string) error {
@@ -67,6 +68,11 @@ func webhook(ctx context.Context, fs *flag.FlagSet, args []string) error {
 			op["path"], op["value"] = "/metadata/labels", map[string]string{"touched": "webhook"}
 		}
 		patch, err := json.Marshal([]any{op})
+		return map[string]any{"allowed": true, "patchType": "JSONPatch", "patch": patch}, err
+	}))
+	mux.HandleFunc("/fill", answer(func(*request) (map[string]any, error) {
+		data := map[string]string{"kept": "webhook", "pruned": "webhook"}
+		patch, err := json.Marshal([]any{map[string]any{"op": "add", "path": "/data", "value": data}})
 		return map[string]any{"allowed": true, "patchType": "JSONPatch", "patch": patch}, err
 	}))
 	mux.HandleFunc("/stall", func(_ http.ResponseWriter, r *http.Request) {
