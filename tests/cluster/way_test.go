@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -33,6 +34,10 @@ func joinsLate(t *testing.T, server *harness.Node) {
 	far := harness.Prepare(t, harness.Options{Join: server, Name: "far"})
 	token := "KNARR_TOKEN=" + server.Token(t)
 	far.Env = []string{token}
+	// It has no programs of its own yet.
+	if out, err := exec.CommandContext(t.Context(), "cp", "-a", server.Host.Path("/var/lib/knarr/bundle"), far.Host.Path("/var/lib/knarr")).CombinedOutput(); err != nil {
+		t.Fatalf("copy the bundle: %v: %s", err, out)
+	}
 	dir := filepath.Join(server.Host.Path("/var/lib/knarr"), "server", "tls")
 
 	t.Run("believes no certificate before or after its time", func(t *testing.T) {
@@ -82,7 +87,7 @@ func joinsLate(t *testing.T, server *harness.Node) {
 
 	t.Run("renews a certificate that ran out while it was off", func(t *testing.T) {
 		ca, key := readPair(t, filepath.Join(dir, "client-ca.crt"), filepath.Join(dir, "client-ca.key"))
-		ranOut(t, far.Host.Path("/var/lib/knarr/agent/identity"), ca, key)
+		ranOut(t, far, ca, key)
 		far.Env = nil
 		if err := far.Launch(); err != nil {
 			t.Fatal(err)
@@ -207,13 +212,11 @@ func proxyBetween(t *testing.T, server, agent *harness.Node) *atomic.Int64 {
 
 // ranOut puts in the place of a node's certificate one that was good until an
 // hour ago.
-func ranOut(t *testing.T, dir string, ca *x509.Certificate, by crypto.Signer) {
+func ranOut(t *testing.T, node *harness.Node, ca *x509.Certificate, by crypto.Signer) {
 	t.Helper()
-	found, err := filepath.Glob(filepath.Join(dir, "*-current.pem"))
-	if err != nil || len(found) != 1 {
-		t.Fatalf("certificates of the node in %s: %v, %v", dir, found, err)
-	}
-	text, err := os.ReadFile(found[0])
+	// A link by its whole path, which is another one seen from here.
+	current := strings.TrimSpace(node.Exec(t, "readlink", "-f", "/var/lib/knarr/agent/identity/node-client-current.pem"))
+	text, err := os.ReadFile(node.Host.Path(current))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +234,7 @@ func ranOut(t *testing.T, dir string, ca *x509.Certificate, by crypto.Signer) {
 			t.Fatal(err)
 		}
 	}
-	if err := os.WriteFile(found[0], out.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(node.Host.Path(current), out.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -202,12 +202,14 @@ func TestServiceFollowsItsPods(t *testing.T) {
 // sets (50 s); how fast they are is a figure.
 func TestNewServicesHaveTheirEndpointsSoon(t *testing.T) {
 	s := newSpace(t)
-	s.create(kube.Pod("web", kube.Serve("web"), kube.Expose("http", 8080)))
+	s.create(kube.Pod("web", kube.Serve("web")))
 	s.running("web")
-	began := time.Now()
+	var all []runtime.Object
 	for i := range 50 {
-		s.create(kube.Service(fmt.Sprint("web-", i), kube.For("web"), kube.Port(80, 8080)))
+		all = append(all, kube.Service(fmt.Sprint("web-", i), kube.For("web"), kube.Port(80, 8080)))
 	}
+	began := time.Now()
+	s.create(all...)
 	s.WaitFor(t, "endpoints of 50 Services", func(ctx context.Context) (bool, error) {
 		slices, err := s.Client.DiscoveryV1().EndpointSlices(s.ns).List(ctx, metav1.ListOptions{})
 		if err != nil {
