@@ -37,6 +37,8 @@ func (a Addons) registry(env *part.Env) ([]component.Spec, error) {
 	r := registry.New(cfg)
 	if a.ControlPlane {
 		env.Handle(registry.Prefix, r.Handler())
+		env.HandleLocal("GET "+registry.ContentsPath, r.ServeContents)
+		env.HandleLocal("POST "+registry.PrunePath, r.ServePrune)
 	}
 	return []component.Spec{{Component: r, Class: component.Optional}}, nil
 }

@@ -43,6 +43,13 @@ func newImage() *cobra.Command {
 // imageCommand gives cmd the flags that tell where the node is, and has it do
 // that with its images.
 func imageCommand(cmd *cobra.Command, do func(ctx context.Context, s *images.Store, cfg *config.Config, args []string) error) *cobra.Command {
+	return imageOrRegistryCommand(cmd, new(bool), nil, do)
+}
+
+// imageOrRegistryCommand is imageCommand for a command that asks the cluster's
+// registry instead of the node when registry is set.
+func imageOrRegistryCommand(cmd *cobra.Command, registry *bool, ask func(ctx context.Context, cfg *config.Config) error,
+	do func(ctx context.Context, s *images.Store, cfg *config.Config, args []string) error) *cobra.Command {
 	cmd.DisableFlagsInUseLine = true
 	if cmd.ValidArgsFunction == nil {
 		cmd.ValidArgsFunction = cobra.NoFileCompletions
@@ -53,6 +60,9 @@ func imageCommand(cmd *cobra.Command, do func(ctx context.Context, s *images.Sto
 		if err != nil {
 			// What concerns the server must not keep its user from his images.
 			printError(cmd.ErrOrStderr(), fmt.Errorf("warning: %w", err))
+		}
+		if *registry {
+			return ask(cmd.Context(), cfg)
 		}
 		s, err := images.Open(cmd.Context(), filepath.Join(cfg.RunDir, "containerd", "containerd.sock"))
 		if err != nil {
@@ -74,11 +84,16 @@ func newImageList() *cobra.Command {
 			"room is needed (pinned).",
 		Example: "  sudo knarr image list\n\n" +
 			"  # for a program\n" +
-			"  sudo knarr image list -o json",
+			"  sudo knarr image list -o json\n\n" +
+			"  # what the cluster's registry has, on the server that keeps it\n" +
+			"  sudo knarr image list --registry",
 		Args: noArguments,
 	}
 	output := outputFlag(cmd, []string{"table", "json"}, "table", "form of the output")
-	return imageCommand(cmd, func(ctx context.Context, s *images.Store, _ *config.Config, _ []string) error {
+	registry := cmd.Flags().Bool("registry", false, "show what the registry in this server has instead")
+	return imageOrRegistryCommand(cmd, registry, func(ctx context.Context, cfg *config.Config) error {
+		return listRegistry(ctx, cmd.OutOrStdout(), cfg, *output)
+	}, func(ctx context.Context, s *images.Store, _ *config.Config, _ []string) error {
 		list, err := s.List(ctx)
 		if err != nil {
 			return err
@@ -272,13 +287,26 @@ func newImagePrune() *cobra.Command {
 		Short: "Remove the images that no pod uses",
 		Long: "Removes the images that no container of a pod, running or ended, is made of.\n" +
 			"What is pinned stays: Knarr's own, those in the folder of archives, and those\n" +
-			"that were imported.",
+			"that were imported.\n\n" +
+			"With --registry, frees the disk of the registry in this server from what no\n" +
+			"image there is made of and, with --untagged, from images that no tag leads to.\n" +
+			"Pushes may go on meanwhile: what was pushed or asked for within the last hour\n" +
+			"stays.",
 		Example: "  sudo knarr image prune --dry-run\n\n" +
-			"  sudo knarr image prune",
+			"  sudo knarr image prune\n\n" +
+			"  # what was pushed before by the same tags goes, too\n" +
+			"  sudo knarr image prune --registry --untagged",
 		Args: noArguments,
 	}
 	dry := cmd.Flags().Bool("dry-run", false, "only tell what would be removed")
-	return imageCommand(cmd, func(ctx context.Context, s *images.Store, _ *config.Config, _ []string) error {
+	registry := cmd.Flags().Bool("registry", false, "prune the registry in this server instead")
+	untagged := cmd.Flags().Bool("untagged", false, "with --registry, also remove images that have no tag; pods that name one by its digest can't pull it any more")
+	return imageOrRegistryCommand(cmd, registry, func(ctx context.Context, cfg *config.Config) error {
+		return pruneRegistry(ctx, cmd.OutOrStdout(), cfg, *untagged, *dry)
+	}, func(ctx context.Context, s *images.Store, _ *config.Config, _ []string) error {
+		if *untagged {
+			return usagef("--untagged: only the images of a registry can lose their tags; add --registry")
+		}
 		gone, err := s.Prune(ctx, *dry)
 		done := "removed"
 		if *dry {

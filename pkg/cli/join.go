@@ -63,7 +63,7 @@ func (s *server) join(ctx context.Context) error {
 		ClusterCIDR: is.ClusterCIDR, ServiceCIDR: is.ServiceCIDR, NodeMask: is.NodeMask,
 		ClusterDNS: is.ClusterDNS, ClusterDomain: is.ClusterDomain,
 		FlannelBackend: is.FlannelBackend, DisableKubeProxy: is.DisableKubeProxy,
-	}, is.Disable, is.Registry)
+	}, is.Disable, is.Registry, is.EmbeddedRegistry)
 	if err := c.Complete(config.ThisHost()); err != nil {
 		return &usageError{fmt.Errorf("this machine and the cluster's settings: %w", err)}
 	}

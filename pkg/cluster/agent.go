@@ -74,7 +74,7 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 	}
 	a := &Agent{cfg: cfg}
 	a.env = &part.Env{Config: cfg.Config, Log: cfg.Log, Answering: "loadbalancer", Serving: "loadbalancer"}
-	a.env.SetAccess(part.Access{REST: a.keptAccess, ClientCA: cfg.Identity.ClientCA()})
+	a.env.SetAccess(part.Access{REST: a.keptAccess, ClientCA: cfg.Identity.ClientCA(), NodeCertificate: cfg.Identity.Pair})
 	tls, err := cfg.Identity.TLS()
 	if err != nil {
 		return nil, err

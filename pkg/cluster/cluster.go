@@ -28,6 +28,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -215,6 +216,10 @@ func (c *Cluster) access() part.Access {
 		REST:           func(r part.Role) *rest.Config { return c.certs.access(clientOf(r)) },
 		ClientCA:       p.ClientCA.CertPath,
 		KubeletServing: p.KubeletServing.Path,
+		NodeCertificate: func() (*tls.Certificate, error) {
+			own := c.pki().Kubelet.TLS
+			return &own, nil
+		},
 	}
 }
 

@@ -61,6 +61,7 @@ func clusterInfo(c *config.Config, p *pki.PKI) join.Cluster {
 		DisableKubeProxy: c.Network.DisableKubeProxy,
 		Disable:          c.Disable,
 		Registry:         c.Registry.Listen(),
+		EmbeddedRegistry: c.EmbeddedRegistry,
 		ClientCA:         string(p.ClientCA.CertPEM),
 	}
 }

@@ -17,6 +17,9 @@ const FlagsPath = "/v1/flags"
 // status.
 func (c *Cluster) Routes(mux *http.ServeMux) {
 	c.routes(mux, c.Status)
+	for pattern, h := range c.env.Local() {
+		mux.HandleFunc(pattern, h)
+	}
 	mux.HandleFunc("POST "+RotatePath, func(w http.ResponseWriter, r *http.Request) {
 		if err := c.certs.rotate(r.Context()); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

@@ -56,12 +56,14 @@ func (c *Config) CompleteBackup(h Host) error {
 }
 
 // Join makes an agent's network the cluster's, leaves out the add-ons that no
-// node has, and takes note of where every node has the cluster's registry; empty
-// if there is none. Complete checks how they go with this machine.
-func (c *Config) Join(n Network, disable []string, registry string) {
+// node has, and takes note of where every node has the cluster's registry, empty
+// if there is none, and of whether nodes pull images from each other. Complete
+// checks how they go with this machine.
+func (c *Config) Join(n Network, disable []string, registry string, embedded bool) {
 	n.FlannelIface = c.Network.FlannelIface
 	c.Network, c.Disable = n, disable
 	c.Registry = Registry{Enabled: registry != "", Address: registry}
+	c.EmbeddedRegistry = embedded
 }
 
 func (c *Config) normalize(k *checker) {

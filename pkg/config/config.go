@@ -57,6 +57,9 @@ type Config struct {
 	Disable []string
 	// Registry is the registry in this process.
 	Registry Registry
+	// EmbeddedRegistry has nodes pull from each other the images of registries that
+	// mirrors in registries.yaml has an entry for.
+	EmbeddedRegistry bool
 	// DisableHelmController is k3s' way to disable helm-controller.
 	DisableHelmController bool
 	// DisableAgent runs the control plane only, with no node in this process.

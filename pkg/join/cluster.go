@@ -41,6 +41,8 @@ type Cluster struct {
 	// Registry is the loopback address at which every node has the registry that is
 	// in the servers' process; empty if there is none.
 	Registry string `json:"registry,omitempty"`
+	// EmbeddedRegistry has nodes pull images from each other.
+	EmbeddedRegistry bool `json:"embeddedRegistry,omitempty"`
 	// ClientCA is the authority, PEM, of those who may ask a kubelet.
 	ClientCA string `json:"clientCA"`
 }

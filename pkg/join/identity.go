@@ -104,6 +104,15 @@ func (id *Identity) Certificate() (*x509.Certificate, error) {
 	return pair.Leaf, nil
 }
 
+// Pair is the node's certificate with its key, as it is now.
+func (id *Identity) Pair() (*tls.Certificate, error) {
+	pair, err := id.store.Current()
+	if err != nil {
+		return nil, fmt.Errorf("read the node's certificate: %w", err)
+	}
+	return pair, nil
+}
+
 // RESTConfig is how the node asks an API server, each time with the certificate
 // that is current then. dialer decides which server answers; address is what
 // errors call it.

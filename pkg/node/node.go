@@ -75,6 +75,9 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		}
 		cri = ctr.Socket()
 		needs = append(needs, "containerd", "builtin-images")
+		if c.EmbeddedRegistry {
+			specs = append(specs, embeddedRegistry(env, sources, ctr))
+		}
 		folder := filepath.Join(c.AgentDir(), "images")
 		specs = append(specs,
 			component.Spec{Component: sources, Class: component.Optional},

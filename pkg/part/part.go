@@ -4,6 +4,7 @@ package part
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -39,6 +40,7 @@ type Env struct {
 	Answering, Serving string
 
 	handlers   map[string]http.Handler
+	local      map[string]http.HandlerFunc
 	extensions []func(API) error
 	troubles   []func() []status.Trouble
 
@@ -68,6 +70,8 @@ type Access struct {
 	// KubeletServing is the file, certificate and key, that the kubelet serves
 	// with; empty if it shall ask the cluster for one.
 	KubeletServing string
+	// NodeCertificate returns the certificate by which this machine is a node.
+	NodeCertificate func() (*tls.Certificate, error)
 }
 
 // Handle has the API server, where there is one in this process, serve what is
@@ -79,6 +83,18 @@ func (e *Env) Handle(path string, h http.Handler) {
 	}
 	e.handlers[path] = h
 }
+
+// HandleLocal has the status socket, which is root's alone, answer a pattern of
+// http.ServeMux. Parts call it in Components.
+func (e *Env) HandleLocal(pattern string, h http.HandlerFunc) {
+	if e.local == nil {
+		e.local = map[string]http.HandlerFunc{}
+	}
+	e.local[pattern] = h
+}
+
+// Local are the handlers of the status socket, by pattern.
+func (e *Env) Local() map[string]http.HandlerFunc { return e.local }
 
 // Handlers are those of all parts, by path.
 func (e *Env) Handlers() map[string]http.Handler { return e.handlers }

@@ -132,8 +132,10 @@ const tail = `
 Beyond these:
 
 - A Service of type NodePort is reached at its port of every node, by packet-filter rules without a socket, and by a socket of Knarr's on loopback for the machine itself. Ports are in ` + "`--service-node-port-range`" + `, 30000-32767 by default.
+- With ` + "`--embedded-registry`" + `, every node listens at tcp 5001 on every address, for other nodes that pull images: they show the certificates by which they are nodes, and nobody else is answered.
+- With ` + "`--registry`" + `, every node has the registry at tcp 5000 on loopback.
 - Pods with ` + "`hostNetwork`" + ` listen where they like; ` + "`hostPort`" + ` is a packet-filter rule.
 - Unix sockets, open to root alone: ` + "`/run/knarr/status.sock`" + `, ` + "`/run/knarr/containerd/containerd.sock`" + `, the kubelet's in its folder, and those of the pods' shims in ` + "`/run/containerd`" + `.
 
-Between machines, a firewall has to let through: agents to servers at tcp 6443; every node to every other at udp 8472 (with ` + "`--flannel-backend=vxlan`" + `). Servers reach kubelets at tcp 10250 where they can, and else through the tunnel that each agent opens to port 6443.
+Between machines, a firewall has to let through: agents to servers at tcp 6443; every node to every other at udp 8472 (with ` + "`--flannel-backend=vxlan`" + `). With ` + "`--embedded-registry`" + `, every node to every other at tcp 5001. Servers reach kubelets at tcp 10250 where they can, and else through the tunnel that each agent opens to port 6443.
 `

@@ -119,6 +119,13 @@ func TestAnImageIsBuiltPushedDeployedExposedScaledUpdatedAndRolledBack(t *testin
 	s.kubectl("rollout", "status", "deployment/app", "--timeout=120s")
 	answers("two")
 
+	// Both are in the server's registry, and nothing of that is old enough to go.
+	list := s.knarr("image", "list", "--registry")
+	wantPart(t, "the registry's list", list, s.ns+"/app")
+	wantPart(t, "the registry's size", list, "on disk, of which")
+	wantPart(t, "what pruning says", s.knarr("image", "prune", "--registry", "--untagged"), "removed 0 images and 0 blobs")
+	answers("two")
+
 	s.kubectl("rollout", "undo", "deployment/app")
 	s.kubectl("rollout", "status", "deployment/app", "--timeout=120s")
 	answers("one")

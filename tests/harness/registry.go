@@ -59,9 +59,14 @@ type Registry struct {
 	store http.Handler
 	token string
 
+	stop func()
+
 	mu       sync.Mutex
 	requests []string
 }
+
+// Stop has nobody listen there any more. It may be called twice.
+func (r *Registry) Stop() { r.stop() }
 
 // StartRegistry starts one that ends with the test.
 func (n *Node) StartRegistry(t testing.TB, o RegistryOptions) *Registry {
@@ -102,10 +107,11 @@ func (n *Node) StartRegistry(t testing.TB, o RegistryOptions) *Registry {
 		_ = srv.ServeTLS(l, "", "") // closed, as asked
 		close(ended)
 	}()
-	t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		srv.Close()
 		<-ended
 	})
+	t.Cleanup(r.stop)
 	return r
 }
 
@@ -124,10 +130,11 @@ func StartLocalRegistry(t testing.TB) *Registry {
 		_ = srv.Serve(l) // closed, as asked
 		close(ended)
 	}()
-	t.Cleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		srv.Close()
 		<-ended
 	})
+	t.Cleanup(r.stop)
 	return r
 }
 

@@ -20,6 +20,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/distribution/distribution/v3/configuration"
@@ -58,6 +59,7 @@ type Config struct {
 type Registry struct {
 	cfg     Config
 	handler *later
+	store   atomic.Pointer[store] // while it runs, where the images are kept
 }
 
 var _ component.Component = (*Registry)(nil)
@@ -133,12 +135,21 @@ func (r *Registry) open(ctx context.Context) (http.Handler, error) {
 		}
 		return remote.handler(r.cfg.Log), nil
 	}
-	store, err := openFiles(r.cfg.Dir)
+	f, err := openFiles(r.cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
-	context.AfterFunc(ctx, func() { store.root.Close() })
-	return newApp(ctx, store)
+	s := &store{files: f}
+	r.store.Store(s)
+	context.AfterFunc(ctx, func() {
+		r.store.Store(nil)
+		f.root.Close()
+	})
+	app, err := newApp(ctx, f)
+	if err != nil {
+		return nil, err
+	}
+	return s.guard(app), nil
 }
 
 // tidy removes what uploads that nobody goes on with left behind.

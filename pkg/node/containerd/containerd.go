@@ -76,7 +76,10 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 	if v := ownversion.Get().Containerd; v != "" {
 		version.Version = v // without link flags it has none
 	}
-	cfg := c.server()
+	cfg, err := c.server()
+	if err != nil {
+		return err
+	}
 	if err := server.CreateTopLevelDirectories(cfg); err != nil {
 		return fmt.Errorf("create folders of containerd: %w", err)
 	}
@@ -135,8 +138,12 @@ func withoutExit(ctx context.Context, failed chan<- struct{}) context.Context {
 	}))
 }
 
-func (c *Containerd) server() *srvconfig.Config {
+func (c *Containerd) server() (*srvconfig.Config, error) {
 	bin, cni := c.cfg.Executables()
+	runtimes, err := c.runtimes(bin)
+	if err != nil {
+		return nil, err
+	}
 	type table = map[string]any
 	return &srvconfig.Config{
 		Version: version.ConfigVersion,
@@ -170,7 +177,7 @@ func (c *Containerd) server() *srvconfig.Config {
 				"stats_retention_period": "5m",
 				"containerd": table{
 					"default_runtime_name": "runc",
-					"runtimes":             c.runtimes(bin),
+					"runtimes":             runtimes,
 				},
 				"cni": table{
 					// Other networks' plugins are found where everyone puts them.
@@ -185,12 +192,12 @@ func (c *Containerd) server() *srvconfig.Config {
 				"disable_apparmor":                    c.cfg.DisableAppArmor,
 			},
 		},
-	}
+	}, nil
 }
 
 // runtimes tells containerd how to run runc, which it does unless a pod names
 // another, and the others that this machine has.
-func (c *Containerd) runtimes(bin string) map[string]any {
+func (c *Containerd) runtimes(bin string) (map[string]any, error) {
 	type table = map[string]any
 	like := func(program string) table {
 		return table{
@@ -202,7 +209,11 @@ func (c *Containerd) runtimes(bin string) map[string]any {
 	all := table{"runc": like(filepath.Join(bin, "runc"))}
 	for _, r := range c.cfg.Runtimes {
 		if !r.IsShim() {
-			all[r.Handler] = like(r.Path)
+			program, err := r.Program(filepath.Join(filepath.Dir(c.cfg.Root), "runtimes"))
+			if err != nil {
+				return nil, err
+			}
+			all[r.Handler] = like(program)
 			continue
 		}
 		all[r.Handler] = table{
@@ -213,5 +224,5 @@ func (c *Containerd) runtimes(bin string) map[string]any {
 			"pod_annotations":                 []string{"io.katacontainers.*", "dev.gvisor.*"},
 		}
 	}
-	return all
+	return all, nil
 }

@@ -25,6 +25,14 @@ func (f *file) mirror(registry string) mirror {
 	return f.mirrors[anyRegistry]
 }
 
+// lists tells whether there is an entry for a registry's mirrors, which may name
+// none.
+func (f *file) lists(registry string) bool {
+	_, own := f.mirrors[registry]
+	_, all := f.mirrors[anyRegistry]
+	return own || all
+}
+
 // access is what the file says about a host.
 func (f *file) access(host string) (access, bool) {
 	candidates := []string{host}

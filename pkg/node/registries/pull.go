@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,13 @@ func (r *Registries) Redirect(ctx context.Context, source any) (any, error) {
 		return nil, err
 	}
 	image, err := reference.Parse(reg.Image())
+	if err != nil {
+		return source, nil // what is wrong with the image's name is told later
+	}
+	var nodes []docker.RegistryHost
+	if f != nil && r.Peers != nil && f.lists(image.Hostname()) {
+		nodes = r.peers(image.Hostname(), image.Object)
+	}
 	if r.Dial != nil {
 		own := file{dial: r.Dial}
 		if f != nil {
@@ -44,17 +52,40 @@ func (r *Registries) Redirect(ctx context.Context, source any) (any, error) {
 		}
 		f = &own
 	}
-	if f == nil || err != nil || r.Dial == nil && !f.concerns(image.Hostname()) {
-		return source, nil // what is wrong with the image's name is told later
+	if f == nil || r.Dial == nil && nodes == nil && !f.concerns(image.Hostname()) {
+		return source, nil
 	}
 	asks, headers, err := innards(ctx, reg)
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", reg.Image(), err)
 	}
 	return &redirected{OCIRegistry: reg, resolver: docker.NewResolver(docker.ResolverOptions{
-		Hosts:   func(name string) ([]docker.RegistryHost, error) { return f.hosts(name, asks) },
+		Hosts: func(name string) ([]docker.RegistryHost, error) {
+			hosts, err := f.hosts(name, asks)
+			if err != nil || nodes == nil {
+				return hosts, err
+			}
+			return slices.Concat(nodes[:1], hosts, nodes[1:]), nil
+		},
 		Headers: headers,
 	})}, nil
+}
+
+// peers are the other nodes, first and, where there is a second one, last. What
+// the tag latest means changes by the nature of it: the registry is asked for
+// that, and nodes only when it can't be.
+func (r *Registries) peers(registry, object string) []docker.RegistryHost {
+	host, transport := r.Peers(registry)
+	first := docker.RegistryHost{
+		Client: &http.Client{Transport: transport}, Host: host, Scheme: "https", Path: "/v2",
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+	}
+	if object != "latest" {
+		return []docker.RegistryHost{first}
+	}
+	last := first
+	first.Capabilities = docker.HostCapabilityPull
+	return []docker.RegistryHost{first, last}
 }
 
 // redirected is a source with another resolver.

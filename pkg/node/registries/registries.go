@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,10 @@ const settle = 100 * time.Millisecond
 type Registries struct {
 	// Dial, if set, makes the connections of every pull. It is set before Run.
 	Dial dial.Func
+	// Peers, if set, carries the requests of one pull from a registry, as images
+	// name it, to the other nodes of the cluster, at a host that stands for all of
+	// them. It is set before Run.
+	Peers func(registry string) (host string, t http.RoundTripper)
 
 	path string
 	log  *slog.Logger
@@ -97,6 +102,13 @@ func (r *Registries) Run(ctx context.Context, ready chan<- struct{}) error {
 			return nil
 		}
 	}
+}
+
+// Shared tells whether nodes share the images of a registry: mirrors of the file
+// has an entry for it, or one for all.
+func (r *Registries) Shared(registry string) bool {
+	f, err := r.current()
+	return err == nil && f != nil && f.lists(registry)
 }
 
 // look reads the file if it has changed.
