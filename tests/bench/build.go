@@ -96,11 +96,22 @@ func (b builder) buildKube(ctx context.Context, bin, version string) error {
 		ldflags += fmt.Sprintf(" -X %[1]s.gitVersion=%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s -X %[1]s.gitTreeState=clean",
 			pkg, version, parts[0], parts[1])
 	}
-	// Our versions, and with them our build cache, but a go.mod and go.sum to
-	// which the build may add what only these programs import.
-	dir := filepath.Join(b.out, "modules", "kubernetes-"+version)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+	var packages []string
+	for _, p := range kubePrograms() {
+		packages = append(packages, "k8s.io/kubernetes/cmd/"+p)
+	}
+	return b.buildOurs(ctx, "kubernetes-"+version, bin, ldflags, packages...)
+}
+
+// buildOurs builds programs of modules that we have, too: our versions, and with
+// them our build cache, but a go.mod and go.sum to which the build may add what
+// only these programs import.
+func (b builder) buildOurs(ctx context.Context, name, bin, ldflags string, packages ...string) error {
+	dir := filepath.Join(b.out, "modules", name)
+	for _, d := range []string{dir, bin} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
 	}
 	for _, name := range []string{"go.mod", "go.sum"} {
 		data, err := os.ReadFile(filepath.Join(b.root, name))
@@ -112,11 +123,30 @@ func (b builder) buildKube(ctx context.Context, bin, version string) error {
 		}
 	}
 	args := []string{"build", "-mod=mod", "-modfile", filepath.Join(dir, "go.mod"), "-ldflags", ldflags, "-o", bin + "/"}
-	for _, p := range kubePrograms() {
-		args = append(args, "k8s.io/kubernetes/cmd/"+p)
-	}
-	_, err := command(ctx, b.root, []string{"CGO_ENABLED=1", "GOFLAGS=" + sharedFlags}, "go", args...)
+	_, err := command(ctx, b.root, []string{"CGO_ENABLED=1", "GOFLAGS=" + sharedFlags}, "go", append(args, packages...)...)
 	return err
+}
+
+// coredns is CoreDNS' own program.
+type coredns struct{ file, version string }
+
+// buildCoreDNS builds it with all plugins that its authors put into it.
+func buildCoreDNS(ctx context.Context) (*coredns, error) {
+	const module = "github.com/coredns/coredns"
+	root, err := command(ctx, "", nil, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/knarr-dev/knarr")
+	if err != nil {
+		return nil, fmt.Errorf("build coredns: %w", err)
+	}
+	version, err := command(ctx, root, nil, "go", "list", "-m", "-f", "{{.Version}}", module)
+	if err != nil {
+		return nil, fmt.Errorf("build coredns: %w", err)
+	}
+	b := builder{root: root, out: filepath.Join(root, "build", "peer")}
+	bin := filepath.Join(b.out, "bin")
+	if err := b.buildOurs(ctx, "coredns-"+version, bin, "-s -w", module); err != nil {
+		return nil, fmt.Errorf("build coredns: %w", err)
+	}
+	return &coredns{file: filepath.Join(bin, "coredns"), version: "CoreDNS " + version + ", for DNS alone"}, nil
 }
 
 // buildModule builds packages in a module of their own: these programs get the

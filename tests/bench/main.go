@@ -5,6 +5,9 @@
 //	go run ./tests/bench --only start,warm   # some of them
 //	go run ./tests/bench --compare old.json new.json
 //
+//	go run ./tests/bench --only addons --skip-peer   # each add-on off in turn: 12 minutes a run
+//	go run ./tests/bench --only dns --skip-peer      # cluster DNS beside the program coredns
+//
 // It needs root, Go, losetup, mkfs.ext4 and zstd, an otherwise quiet machine,
 // and dist/knarr, build/bundle and build/images as `make` leaves them. The
 // peer's programs are built from their Go modules on first use.
@@ -52,8 +55,11 @@ type options struct {
 
 // kinds are what --only knows.
 func kinds() []string {
-	return []string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "throwaway", "size"}
+	return append([]string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "throwaway", "size"}, askedFor()...)
 }
+
+// askedFor are the kinds that are measured only when --only names them.
+func askedFor() []string { return []string{"addons", "dns"} }
 
 func main() {
 	if lab.MaybeInit() {
@@ -116,7 +122,9 @@ func parse(args []string) (options, error) {
 	return o, nil
 }
 
-func (o options) wants(kind string) bool { return len(o.only) == 0 || slices.Contains(o.only, kind) }
+func (o options) wants(kind string) bool {
+	return len(o.only) == 0 && !slices.Contains(askedFor(), kind) || slices.Contains(o.only, kind)
+}
 
 func run(ctx context.Context) error {
 	o, err := parse(os.Args[1:])

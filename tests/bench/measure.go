@@ -18,6 +18,7 @@ type bench struct {
 	began   time.Time
 	knarr   *knarr
 	peer    *peer
+	coredns *coredns // if DNS is measured
 }
 
 // calmTime lets what a start set in motion settle before a load.
@@ -96,6 +97,16 @@ func (b *bench) prepare(ctx context.Context) error {
 			return fmt.Errorf("%w: `make` builds it, --knarr names another one", err)
 		}
 	}
+	if b.wants("dns") && !b.skipKnarr {
+		b.say("building coredns")
+		var err error
+		if b.coredns, err = buildCoreDNS(ctx); err != nil {
+			return err
+		}
+		if b.skipPeer {
+			b.results.of(peerName).Version = b.coredns.version
+		}
+	}
 	if b.skipPeer {
 		return nil
 	}
@@ -138,6 +149,14 @@ func (b *bench) round(ctx context.Context, s subject, i int) error {
 	}
 	if k, ok := s.(*knarr); ok && i < b.idleRuns && b.wants("agent") {
 		_ = session(s, "agent", func(ctx context.Context, n *node) error { return b.agent(ctx, k, n) })
+	}
+	if k, ok := s.(*knarr); ok && i < b.runs && b.wants("addons") {
+		for _, off := range addonRuns() {
+			_ = session(k.without(off), "addons", b.addons(off))
+		}
+	}
+	if _, ok := s.(*knarr); ok && i < b.runs && b.wants("dns") {
+		_ = session(s, "dns", b.dns)
 	}
 	if i < b.idleRuns && b.wants("idle") {
 		_ = session(s, "idle", b.idle)

@@ -63,6 +63,12 @@ func tables() []table {
 			{key: "agent.flushes", title: "cache flushes", unit: "1/min"},
 			{key: "agent.wire", title: "on the wire, both ways", unit: "KiB/s", limit: 3},
 		}},
+		addonTable(),
+		{"Cluster DNS: 16 clients on the node, beside the program coredns as the peer", []metric{
+			{key: "dns.rate", title: "answers", unit: "1/s", higher: true},
+			{key: "dns.p50", title: "an answer, median", unit: "ms"},
+			{key: "dns.p99", title: "an answer, 99th percentile", unit: "ms"},
+		}},
 		{"Throwaway clusters, from the command's start to its end", []metric{
 			{key: "throwaway.true", title: "knarr run -- true", unit: "s", limit: 2.0},
 			{key: "throwaway.pod", title: "knarr run until a pod is Running, and its end", unit: "s"},

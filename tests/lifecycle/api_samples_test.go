@@ -192,6 +192,14 @@ apiVersion: helm.cattle.io/v1
 kind: HelmChartConfig
 spec: {valuesContent: "a: b"}
 ---
+apiVersion: helm.knarr.dev/v1
+kind: HelmChart
+spec: {chart: none}
+---
+apiVersion: helm.knarr.dev/v1
+kind: HelmChartConfig
+spec: {valuesContent: "a: b"}
+---
 apiVersion: networking.k8s.io/v1
 kind: IngressClass
 spec: {controller: example.org/sample}

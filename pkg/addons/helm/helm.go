@@ -80,7 +80,7 @@ type Controller struct {
 	dynamic dynamic.Interface
 
 	mu    sync.Mutex
-	fails map[types.NamespacedName]*failure
+	fails map[key]*failure
 }
 
 // failure is how a HelmChart that could not be installed stands.
@@ -95,7 +95,7 @@ var _ component.Component = (*Controller)(nil)
 // New returns the add-on. Nothing happens before Run.
 func New(cfg Config) *Controller {
 	kube.ManagedFieldsManager = FieldManager // else it is the executable's name
-	return &Controller{cfg: cfg, fails: map[types.NamespacedName]*failure{}}
+	return &Controller{cfg: cfg, fails: map[key]*failure{}}
 }
 
 // Name implements component.Component.
@@ -110,7 +110,7 @@ func (c *Controller) Troubles() []status.Trouble {
 	defer c.mu.Unlock()
 	var all []status.Trouble
 	for name, f := range c.fails {
-		all = append(all, status.Trouble{Part: Name, Object: name.String(), Error: f.err.Error(), Since: f.since})
+		all = append(all, status.Trouble{Part: Name, Object: name.NamespacedName.String(), Error: f.err.Error(), Since: f.since})
 	}
 	slices.SortFunc(all, func(a, b status.Trouble) int { return strings.Compare(a.Object, b.Object) })
 	return all
@@ -139,15 +139,19 @@ func (c *Controller) Run(ctx context.Context, ready chan<- struct{}) error {
 	}
 	q := newQueue(atOnce, c.reconcile)
 	factory := metadatainformer.NewSharedInformerFactoryWithOptions(meta, 0, metadatainformer.WithTransform(trim))
-	for _, r := range []schema.GroupVersionResource{chartResource, configResource} {
+	var watched []schema.GroupVersionResource
+	for _, group := range groups() {
+		watched = append(watched, charts(group), configs(group))
+	}
+	for _, r := range watched {
 		_, err := factory.ForResource(r).Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-			AddFunc: func(o any) { enqueue(q, o) },
+			AddFunc: func(o any) { enqueue(q, r.Group, o) },
 			UpdateFunc: func(before, now any) {
 				if changed(before, now) {
-					enqueue(q, now)
+					enqueue(q, r.Group, now)
 				}
 			},
-			DeleteFunc: func(o any) { enqueue(q, o) },
+			DeleteFunc: func(o any) { enqueue(q, r.Group, o) },
 		})
 		if err != nil {
 			return fmt.Errorf("watch %s: %w", r.Resource, err)
@@ -189,12 +193,12 @@ func changed(before, now any) bool {
 
 // enqueue has the HelmChart looked at that an object is, or is the
 // HelmChartConfig of.
-func enqueue(q *queue, o any) {
+func enqueue(q *queue, group string, o any) {
 	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
 		o = gone.Obj
 	}
 	if m, err := meta.Accessor(o); err == nil {
-		q.add(types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}, 0)
+		q.add(key{group, types.NamespacedName{Namespace: m.GetNamespace(), Name: m.GetName()}}, 0)
 	}
 }
 
@@ -259,13 +263,13 @@ func (c *Controller) awaitType(ctx context.Context, name string) error {
 }
 
 // reconcile brings one release in line with its HelmChart.
-func (c *Controller) reconcile(ctx context.Context, name types.NamespacedName) time.Duration {
-	o, err := c.dynamic.Resource(chartResource).Namespace(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
+func (c *Controller) reconcile(ctx context.Context, name key) time.Duration {
+	o, err := c.dynamic.Resource(charts(name.group)).Namespace(name.Namespace).Get(ctx, name.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		c.settle(name, nil)
 		return 0
 	}
-	hc := &helmChart{}
+	hc := &helmChart{group: name.group}
 	if err == nil {
 		err = decode(o, hc)
 	}
@@ -397,7 +401,7 @@ func chartName(name, version string) string { return name + "-" + version }
 
 // config is the HelmChartConfig of a HelmChart; nil if there is none.
 func (c *Controller) config(ctx context.Context, hc *helmChart) (*helmChartConfig, error) {
-	o, err := c.dynamic.Resource(configResource).Namespace(hc.Namespace).Get(ctx, hc.Name, metav1.GetOptions{})
+	o, err := c.dynamic.Resource(configs(hc.group)).Namespace(hc.Namespace).Get(ctx, hc.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
@@ -412,18 +416,18 @@ func (c *Controller) config(ctx context.Context, hc *helmChart) (*helmChartConfi
 }
 
 // retry tells of an error, once, and returns when to try again.
-func (c *Controller) retry(ctx context.Context, name types.NamespacedName, hc *helmChart, err error) time.Duration {
+func (c *Controller) retry(ctx context.Context, name key, hc *helmChart, err error) time.Duration {
 	if ctx.Err() != nil {
 		return 0 // so it was to be; the next start goes on
 	}
 	isNew, tries := c.settle(name, err)
 	if isNew {
 		text := strings.Join(strings.Fields(err.Error()), " ")
-		c.cfg.Log.Warn("chart can't be installed", "helmchart", name.String(), "err", text)
+		c.cfg.Log.Warn("chart can't be installed", "helmchart", name.NamespacedName.String(), "err", text)
 		if hc.UID != "" {
 			c.event(ctx, hc, corev1.EventTypeWarning, "Failed", text)
 			if err := c.setStatus(ctx, hc, hc.Status.Revision, hc.Status.Chart, errors.New(text)); err != nil {
-				c.cfg.Log.Debug("status not written", "helmchart", name.String(), "err", err)
+				c.cfg.Log.Debug("status not written", "helmchart", name.NamespacedName.String(), "err", err)
 			}
 		}
 	}
@@ -435,7 +439,7 @@ func (c *Controller) retry(ctx context.Context, name types.NamespacedName, hc *h
 
 // settle notes how a HelmChart stands; a nil error is well. It tells whether the
 // error is new, and how many there were before.
-func (c *Controller) settle(name types.NamespacedName, err error) (isNew bool, tries int) {
+func (c *Controller) settle(name key, err error) (isNew bool, tries int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err == nil {

@@ -8,29 +8,35 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
+// key names a HelmChart of one of the groups.
+type key struct {
+	group string
+	types.NamespacedName
+}
+
 // queue runs what is due, each name once at a time. Unlike client-go's it does
 // not wake up while nothing is.
 type queue struct {
 	limit int // of those that run at a time
-	do    func(context.Context, types.NamespacedName) (again time.Duration)
+	do    func(context.Context, key) (again time.Duration)
 	wake  chan struct{} // holds a word when due or running has changed
 
 	mu      sync.Mutex
-	due     map[types.NamespacedName]time.Time
-	running map[types.NamespacedName]bool
+	due     map[key]time.Time
+	running map[key]bool
 }
 
 // newQueue returns one that works once run is called. do returns when the name is
 // due again, or 0 for never.
-func newQueue(limit int, do func(context.Context, types.NamespacedName) time.Duration) *queue {
+func newQueue(limit int, do func(context.Context, key) time.Duration) *queue {
 	return &queue{
 		limit: limit, do: do, wake: make(chan struct{}, 1),
-		due: map[types.NamespacedName]time.Time{}, running: map[types.NamespacedName]bool{},
+		due: map[key]time.Time{}, running: map[key]bool{},
 	}
 }
 
 // add has a name done by then at the latest.
-func (q *queue) add(name types.NamespacedName, after time.Duration) {
+func (q *queue) add(name key, after time.Duration) {
 	q.mu.Lock()
 	at := time.Now().Add(after)
 	if before, ok := q.due[name]; !ok || at.Before(before) {
@@ -83,7 +89,7 @@ func (q *queue) run(ctx context.Context) {
 
 // take marks a name that is due as running. Without one, it returns how long to
 // wait; 0 is until something changes.
-func (q *queue) take() (*types.NamespacedName, time.Duration) {
+func (q *queue) take() (*key, time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if len(q.running) >= q.limit {

@@ -27,7 +27,7 @@ func (c *Controller) setFinalizer(ctx context.Context, hc *helmChart, on bool) e
 	if err != nil {
 		return fmt.Errorf("encode finalizers: %w", err)
 	}
-	o, err := c.dynamic.Resource(chartResource).Namespace(hc.Namespace).Patch(ctx, hc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager})
+	o, err := c.dynamic.Resource(charts(hc.group)).Namespace(hc.Namespace).Patch(ctx, hc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager})
 	if apierrors.IsNotFound(err) && !on {
 		return nil
 	}
@@ -57,7 +57,7 @@ func (c *Controller) setStatus(ctx context.Context, hc *helmChart, revision int,
 	if err != nil {
 		return fmt.Errorf("encode status: %w", err)
 	}
-	_, err = c.dynamic.Resource(chartResource).Namespace(hc.Namespace).Patch(ctx, hc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager}, "status")
+	_, err = c.dynamic.Resource(charts(hc.group)).Namespace(hc.Namespace).Patch(ctx, hc.Name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: manager}, "status")
 	if err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("write status: %w", err)
 	}
@@ -73,7 +73,7 @@ func (c *Controller) event(ctx context.Context, hc *helmChart, kind, reason, mes
 	}
 	_, err := c.client.CoreV1().Events(hc.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{GenerateName: hc.Name[:min(len(hc.Name), 200)] + ".", Namespace: hc.Namespace},
-		InvolvedObject: corev1.ObjectReference{APIVersion: group + "/" + version, Kind: chartKind, Namespace: hc.Namespace, Name: hc.Name, UID: hc.UID},
+		InvolvedObject: corev1.ObjectReference{APIVersion: hc.group + "/" + version, Kind: chartKind, Namespace: hc.Namespace, Name: hc.Name, UID: hc.UID},
 		Type:           kind, Reason: reason, Message: message,
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 		Source: corev1.EventSource{Component: manager},

@@ -13,9 +13,11 @@ import (
 )
 
 // The kinds are those of k3s' helm-controller, so that its users' files work as
-// they are.
+// they are. A group of our own has the same, for those who have k3s' controller
+// in the cluster, or its types from elsewhere.
 const (
-	group      = "helm.cattle.io"
+	k3sGroup   = "helm.cattle.io"
+	ownGroup   = "helm.knarr.dev"
 	version    = "v1"
 	chartKind  = "HelmChart"
 	configKind = "HelmChartConfig"
@@ -26,13 +28,20 @@ const (
 	managedBy = "helmcharts.helm.cattle.io/managed-by"
 )
 
-var (
-	chartResource  = schema.GroupVersionResource{Group: group, Version: version, Resource: "helmcharts"}
-	configResource = schema.GroupVersionResource{Group: group, Version: version, Resource: "helmchartconfigs"}
-)
+func groups() []string { return []string{k3sGroup, ownGroup} }
+
+func charts(group string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: group, Version: version, Resource: "helmcharts"}
+}
+
+func configs(group string) schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: group, Version: version, Resource: "helmchartconfigs"}
+}
 
 // helmChart is what is to be installed.
 type helmChart struct {
+	group string // that it is of
+
 	metav1.ObjectMeta `json:"metadata"`
 	Spec              chartSpec   `json:"spec"`
 	Status            chartStatus `json:"status"`
@@ -108,7 +117,7 @@ func decode(o *unstructured.Unstructured, into any) error {
 	return nil
 }
 
-// crds describe both kinds to the API server. The types of fields are checked,
+// crds describe both kinds of both groups to the API server. The types of fields are checked,
 // and what is not known is kept.
 func crds() []*apiextensionsv1.CustomResourceDefinition {
 	type properties = map[string]apiextensionsv1.JSONSchemaProps
@@ -137,7 +146,7 @@ func crds() []*apiextensionsv1.CustomResourceDefinition {
 			},
 		}}
 	}
-	define := func(kind, plural string, schema *apiextensionsv1.CustomResourceValidation, columns ...apiextensionsv1.CustomResourceColumnDefinition) *apiextensionsv1.CustomResourceDefinition {
+	define := func(group, kind, plural string, schema *apiextensionsv1.CustomResourceValidation, columns ...apiextensionsv1.CustomResourceColumnDefinition) *apiextensionsv1.CustomResourceDefinition {
 		return &apiextensionsv1.CustomResourceDefinition{
 			TypeMeta:   metav1.TypeMeta{APIVersion: apiextensionsv1.SchemeGroupVersion.String(), Kind: "CustomResourceDefinition"},
 			ObjectMeta: metav1.ObjectMeta{Name: plural + "." + group, Labels: map[string]string{"app.kubernetes.io/managed-by": manager}},
@@ -154,8 +163,9 @@ func crds() []*apiextensionsv1.CustomResourceDefinition {
 	column := func(name, path string) apiextensionsv1.CustomResourceColumnDefinition {
 		return apiextensionsv1.CustomResourceColumnDefinition{Name: name, Type: "string", JSONPath: path}
 	}
-	return []*apiextensionsv1.CustomResourceDefinition{
-		define(chartKind, chartResource.Resource, common(properties{
+	var all []*apiextensionsv1.CustomResourceDefinition
+	for _, group := range groups() {
+		all = append(all, define(group, chartKind, charts(group).Resource, common(properties{
 			"chart": text, "version": text, "chartContent": text, "repo": text, "repoCA": text, "repoCAConfigMap": reference,
 			"targetNamespace": text, "createNamespace": flag, "timeout": text, "authSecret": reference, "authPassCredentials": flag,
 			"dockerRegistrySecret": reference, "insecureSkipTLSVerify": flag, "plainHTTP": flag, "takeOwnership": flag,
@@ -163,6 +173,7 @@ func crds() []*apiextensionsv1.CustomResourceDefinition {
 		}),
 			column("Chart", ".spec.chart"), column("Version", ".spec.version"), column("TargetNamespace", ".spec.targetNamespace"),
 			column("Revision", ".status.revision"), column("Failed", ".status.conditions[?(@.type=='Failed')].status")),
-		define(configKind, configResource.Resource, common(nil)),
+			define(group, configKind, configs(group).Resource, common(nil)))
 	}
+	return all
 }

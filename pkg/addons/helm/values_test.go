@@ -142,7 +142,7 @@ func TestHashFollowsWhatAReleaseIsMadeFrom(t *testing.T) {
 func TestQueueDoesEachNameOnceAtATime(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	began, end := make(chan string), make(chan struct{})
-	q := newQueue(2, func(_ context.Context, n types.NamespacedName) time.Duration {
+	q := newQueue(2, func(_ context.Context, n key) time.Duration {
 		began <- n.Name
 		<-end
 		return 0
@@ -150,14 +150,14 @@ func TestQueueDoesEachNameOnceAtATime(t *testing.T) {
 	done := make(chan struct{})
 	go func() { q.run(ctx); close(done) }()
 	for _, n := range []string{"a", "a", "b", "c"} {
-		q.add(types.NamespacedName{Name: n}, 0)
+		q.add(key{k3sGroup, types.NamespacedName{Name: n}}, 0)
 	}
 	first := map[string]bool{<-began: true, <-began: true}
 	if len(first) != 2 {
 		t.Errorf("at once: %v", first)
 	}
 	for n := range first { // while it runs
-		q.add(types.NamespacedName{Name: n}, 0)
+		q.add(key{k3sGroup, types.NamespacedName{Name: n}}, 0)
 	}
 	select {
 	case n := <-began:
