@@ -43,6 +43,13 @@ build: bundle dist/knarr-crictl
 	@echo building $(OUT)
 	@go build -ldflags '$(LDFLAGS)' -o $(OUT) ./cmd/knarr 2>&1 | { grep -v -e 'statically linked applications' -e 'in function' -e '^#' || true; }; exit $${PIPESTATUS[0]}
 
+# The container image, with neither Docker nor a registry: docker load takes it.
+# Those for other machines, once `make cross` has built their executables.
+IMAGE := docker.io/knarr/knarr:$(VERSION)
+.PHONY: image
+image: build
+	@scripts/container.sh $(IMAGE)
+
 # Other machines: dist/knarr-arm64, and dist/knarr-arm for ARMv7. Cold, each takes
 # as long as the first build of all; none is part of CI.
 CROSS     := arm64 arm
@@ -81,13 +88,13 @@ test-vm: build images
 # What install.sh and `knarr upgrade` fetch, in dist/release: of this architecture,
 # and of those that `make cross` built. RELEASE_KEY=FILE signs it.
 .PHONY: release
-release: build
+release: build image
 	@go build -o build/knarr-sbom ./cmd/knarr-sbom
 	@scripts/release.sh
 
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
-RACE := ./pkg/component ./pkg/durable ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/service ./pkg/addons/registry ./pkg/release ./pkg/upgrade ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./tests/chaos/record ./tests/chaos/flakydisk
+RACE := ./pkg/component ./pkg/durable ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/service ./pkg/addons/registry ./pkg/release ./pkg/upgrade ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./pkg/pidone ./tests/chaos/record ./tests/chaos/flakydisk
 
 # ARGS=--once ends by itself.
 run: build images
@@ -106,10 +113,10 @@ lint: deps bundle
 	go vet ./...
 	go run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
-test: build images csi
+test: build images csi image
 	go test -race $(RACE)
-	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$' -e '/tests/throwaway$$')
-	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos ./tests/throwaway' -- -timeout 40m
+	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$' -e '/tests/throwaway$$' -e '/tests/container$$')
+	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos ./tests/throwaway ./tests/container' -- -timeout 40m
 
 # Real nodes with hundreds of pods on two busy cores: what fails is tried once
 # more by itself, and shown; it has to pass then.

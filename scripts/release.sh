@@ -1,7 +1,7 @@
 #!/bin/sh
 # Lays down in dist/release what install.sh and `knarr upgrade` fetch, from the
-# executables in dist that are built: packed executables for each architecture, an
-# SBOM, install.sh with the key in it, checksums and their signature. All but the
+# executables in dist that are built: packed executables for each architecture,
+# container images (`make image`), an SBOM, install.sh with the key in it, checksums and their signature. All but the
 # signature is the same bytes each time.
 #
 #   RELEASE_KEY      PEM file of an ECDSA P-256 private key. Without it nothing is
@@ -39,6 +39,11 @@ pack "$dist/knarr-arm" knarr-arm
 	echo "release.sh: there is nothing in $dist: run make build" >&2
 	exit 1
 }
+
+# What is large in an image is packed already.
+for image in "$dist"/knarr-image-*.tar; do
+	[ ! -f "$image" ] || cp "$image" "$out/"
+done
 
 echo "listing what is in it" >&2
 bundle=build/bundle/bundle.tar.zst

@@ -3,11 +3,13 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/signal"
 	"syscall"
 
 	"github.com/knarr-dev/knarr/pkg/cli"
+	"github.com/knarr-dev/knarr/pkg/pidone"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 )
 
@@ -16,7 +18,14 @@ func main() {
 	if lab.MaybeInit() {
 		return
 	}
+	args := cli.Arguments()
+	if code, first, err := pidone.Run(args); err != nil {
+		fmt.Fprintln(os.Stderr, "knarr:", err)
+		os.Exit(1)
+	} else if first {
+		os.Exit(code)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	os.Exit(cli.Execute(ctx, cli.Builtin(), cli.Dispatch(cli.Arguments())))
+	os.Exit(cli.Execute(ctx, cli.Builtin(), cli.Dispatch(args)))
 }

@@ -139,6 +139,11 @@ func isOtherVariable(name string) bool {
 		strings.HasPrefix(name, "KNARR_LAB_") || strings.HasPrefix(name, "KNARR_THROWAWAY") || strings.HasPrefix(name, "KNARR_TEST_")
 }
 
+// isVariableOfAnother tells of a variable that a server or an agent knows.
+func isVariableOfAnother(name string) bool {
+	return slices.ContainsFunc(slices.Concat(Options(), AgentOptions()), func(o Option) bool { return o.Env() == name })
+}
+
 func fromEnvironment(options []Option, environ []string) (set settings, warnings []string, problems []error) {
 	set = settings{}
 	var known []string
@@ -151,7 +156,8 @@ func fromEnvironment(options []Option, environ []string) (set settings, warnings
 			continue
 		}
 		i := slices.IndexFunc(options, func(o Option) bool { return o.Env() == name || o.alias == name })
-		if i < 0 && isOtherVariable(name) {
+		// An image's environment is that of servers and of agents.
+		if i < 0 && (isOtherVariable(name) || isVariableOfAnother(name)) {
 			continue
 		}
 		if i < 0 {

@@ -69,7 +69,7 @@ func kernelCases() map[string]preflightCase {
 	noLink := func(kind string) fakeKernel { return fakeKernel{noLink: map[string]error{kind: errBroken}} }
 	return map[string]preflightCase{
 		"not root":               {files: map[string]string{"/proc/self/status": status("1000", "0")}, want: "run it with sudo"},
-		"plain container":        {files: map[string]string{"/proc/self/status": status("0", "00000000a80425fb")}, want: "CAP_SYS_ADMIN is missing", several: true},
+		"plain container":        {files: map[string]string{"/proc/self/status": status("0", "00000000a80425fb")}, want: "of root's rights is missing: CAP_SYS_ADMIN, CAP_NET_ADMIN"},
 		"OOM scores stay":        {files: map[string]string{"/proc/self/status": status("0", "000001fffeffffff")}, want: "CAP_SYS_RESOURCE is missing", warn: true},
 		"user namespace":         {files: map[string]string{"/proc/self/uid_map": "0 100000 65536\n"}, want: "root here is not the machine's root", warn: true},
 		"old kernel":             {files: map[string]string{"/proc/sys/kernel/osrelease": "5.10.0-28-amd64\n"}, want: "kernel 5.10.0-28-amd64 is too old"},

@@ -21,8 +21,10 @@ func (s *survey) checkCapabilities(f *findings) string {
 	if !s.root() {
 		return ""
 	}
-	for _, name := range s.missingCapabilities() {
-		f.errorf(name+" is missing", "/proc/self/status", whyRoot, "give the container --privileged, or the service its capabilities")
+	if missing := s.missingCapabilities(); len(missing) > 0 {
+		// One line, whatever is missing: it is one thing to do.
+		f.errorf("of root's rights is missing: "+strings.Join(missing, ", "), "/proc/self/status", whyRoot,
+			"give the container --privileged, or the service its capabilities")
 	}
 	return "CAP_SYS_ADMIN and CAP_NET_ADMIN are held"
 }

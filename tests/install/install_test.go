@@ -421,7 +421,7 @@ func TestReleaseIsMadeTwiceTheSameAndInstalls(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"knarr", "knarr-crictl", "knarr-arm64"} {
+	for _, name := range []string{"knarr", "knarr-crictl", "knarr-arm64", "knarr-image-amd64.tar"} {
 		if err := os.WriteFile(filepath.Join(dist, name), program, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -459,7 +459,7 @@ func TestReleaseIsMadeTwiceTheSameAndInstalls(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"knarr-amd64.zst", "knarr-amd64.gz", "knarr-crictl-amd64.zst", "knarr-arm64.zst", "knarr.spdx.json", "install.sh",
+		"knarr-amd64.zst", "knarr-amd64.gz", "knarr-crictl-amd64.zst", "knarr-arm64.zst", "knarr-image-amd64.tar", "knarr.spdx.json", "install.sh",
 		"release.pub", "sha256sums.txt", "sha256sums.txt.sig",
 	} {
 		if first[name] == "" {

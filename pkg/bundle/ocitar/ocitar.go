@@ -9,12 +9,15 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
 	"strings"
 	"time"
+
+	"github.com/klauspost/compress/gzip"
 )
 
 // Image is an image of one layer for Linux.
@@ -24,7 +27,14 @@ type Image struct {
 	Entrypoint []string
 	Cmd        []string
 	Env        []string
+	// Volumes are folders that outlive a container's own files.
+	Volumes []string
+	// StopSignal asks a container to end. Default: whatever the runtime sends, SIGTERM.
+	StopSignal string
 	Files      []File
+	// Gzip has the layer packed, for images that travel. Containerd imports one
+	// that is not faster.
+	Gzip bool
 }
 
 // File is a file, a folder (Mode has fs.ModeDir) or, if Link is set, a
@@ -44,10 +54,9 @@ type descriptor struct {
 	Platform    map[string]string `json:"platform,omitempty"`
 }
 
-// Write writes img to w. The layer is not compressed: containerd then imports
-// it faster, and what holds the archive compresses it anyway.
+// Write writes img to w.
 func Write(w io.Writer, img Image) error {
-	layer, err := tarOf(img.Files)
+	layer, diffID, err := layerOf(img)
 	if err != nil {
 		return fmt.Errorf("image %s: %w", img.Name, err)
 	}
@@ -60,11 +69,15 @@ func Write(w io.Writer, img Image) error {
 		return descriptor{MediaType: mediaType, Digest: "sha256:" + hex, Size: len(data)}
 	}
 	const kind = "application/vnd.oci.image."
-	layerDesc := add(kind+"layer.v1.tar", layer)
+	layerType := kind + "layer.v1.tar"
+	if img.Gzip {
+		layerType += "+gzip"
+	}
+	layerDesc := add(layerType, layer)
 	config := add(kind+"config.v1+json", mustJSON(map[string]any{
 		"created": "1970-01-01T00:00:00Z", "architecture": img.Arch, "os": "linux",
-		"config": map[string]any{"Entrypoint": img.Entrypoint, "Cmd": img.Cmd, "Env": img.Env},
-		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{layerDesc.Digest}},
+		"config": img.config(),
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{diffID}},
 	}))
 	manifest := add(kind+"manifest.v1+json", mustJSON(map[string]any{
 		"schemaVersion": 2, "mediaType": kind + "manifest.v1+json",
@@ -90,14 +103,44 @@ func Write(w io.Writer, img Image) error {
 			"Config": blob(config), "RepoTags": []string{img.Name}, "Layers": []string{blob(layerDesc)},
 		}})},
 		File{Name: "oci-layout", Mode: 0o644, Data: []byte(`{"imageLayoutVersion":"1.0.0"}`)})
-	out, err := tarOf(files)
-	if err != nil {
-		return fmt.Errorf("image %s: %w", img.Name, err)
-	}
-	if _, err := w.Write(out); err != nil {
+	if err := writeTar(w, files); err != nil {
 		return fmt.Errorf("image %s: %w", img.Name, err)
 	}
 	return nil
+}
+
+// config is what a runtime starts a container by. What is not set is left out.
+func (img Image) config() map[string]any {
+	c := map[string]any{"Entrypoint": img.Entrypoint, "Cmd": img.Cmd, "Env": img.Env}
+	if len(img.Volumes) > 0 {
+		volumes := map[string]any{}
+		for _, v := range img.Volumes {
+			volumes[v] = map[string]any{}
+		}
+		c["Volumes"] = volumes
+	}
+	if img.StopSignal != "" {
+		c["StopSignal"] = img.StopSignal
+	}
+	return c
+}
+
+// layerOf is the one layer, and the digest of what it unpacks to.
+func layerOf(img Image) (layer []byte, diffID string, err error) {
+	var buf bytes.Buffer
+	sum := sha256.New()
+	if img.Gzip {
+		packed, err := gzip.NewWriterLevel(&buf, gzip.DefaultCompression)
+		if err != nil {
+			return nil, "", err
+		}
+		if err := errors.Join(writeTar(io.MultiWriter(packed, sum), img.Files), packed.Close()); err != nil {
+			return nil, "", err
+		}
+	} else if err := writeTar(io.MultiWriter(&buf, sum), img.Files); err != nil {
+		return nil, "", err
+	}
+	return buf.Bytes(), "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // mustJSON encodes maps of strings and numbers, which cannot fail.
@@ -106,11 +149,10 @@ func mustJSON(v any) []byte {
 	return b
 }
 
-// tarOf keeps the order it is given, adds missing parent folders and fixes
+// writeTar keeps the order it is given, adds missing parent folders and fixes
 // every time and owner.
-func tarOf(files []File) ([]byte, error) {
-	var buf bytes.Buffer
-	tw := tar.NewWriter(&buf)
+func writeTar(w io.Writer, files []File) error {
+	tw := tar.NewWriter(w)
 	made := map[string]bool{".": true}
 	var add func(f File) error
 	add = func(f File) error {
@@ -140,11 +182,8 @@ func tarOf(files []File) ([]byte, error) {
 	}
 	for _, f := range files {
 		if err := add(f); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	if err := tw.Close(); err != nil {
-		return nil, err
-	}
-	return buf.Bytes(), nil
+	return tw.Close()
 }

@@ -3,14 +3,18 @@ package ocitar_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
 	"io/fs"
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/knarr-dev/knarr/pkg/bundle/ocitar"
@@ -28,9 +32,20 @@ func example() ocitar.Image {
 }
 
 func TestContainerdImportsWhatWeWrite(t *testing.T) {
+	for _, packed := range []bool{false, true} {
+		t.Run(fmt.Sprintf("packed %v", packed), func(t *testing.T) {
+			img := example()
+			img.Gzip, img.Volumes, img.StopSignal = packed, []string{"/var/lib/tool"}, "SIGINT"
+			imported(t, img)
+		})
+	}
+}
+
+func imported(t *testing.T, img ocitar.Image) {
+	t.Helper()
 	ctx := t.Context()
 	var buf bytes.Buffer
-	if err := ocitar.Write(&buf, example()); err != nil {
+	if err := ocitar.Write(&buf, img); err != nil {
 		t.Fatal(err)
 	}
 	store, err := local.NewStore(t.TempDir())
@@ -64,11 +79,27 @@ func TestContainerdImportsWhatWeWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(ids) != 1 || ids[0] != m.Layers[0].Digest {
-		t.Errorf("layers %v do not match %v", ids, m.Layers)
+	layer, err := content.ReadBlob(ctx, store, m.Layers[0])
+	if err != nil {
+		t.Fatalf("layer: %v", err)
 	}
-	if _, err := content.ReadBlob(ctx, store, m.Layers[0]); err != nil {
-		t.Errorf("layer: %v", err)
+	unpacked, err := compression.DecompressStream(bytes.NewReader(layer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if text, err := io.ReadAll(unpacked); err != nil || len(ids) != 1 || ids[0] != digest.FromBytes(text) {
+		t.Errorf("layers %v do not match %v: %v", ids, m.Layers, err)
+	}
+	config, err := content.ReadBlob(ctx, store, m.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var about ocispec.Image
+	if err := json.Unmarshal(config, &about); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := about.Config.Volumes["/var/lib/tool"]; !ok || about.Config.StopSignal != "SIGINT" {
+		t.Errorf("the image says %+v", about.Config)
 	}
 }
 
