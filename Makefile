@@ -115,8 +115,8 @@ lint: deps bundle
 
 test: build images csi image
 	go test -race $(RACE)
-	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$' -e '/tests/throwaway$$' -e '/tests/container$$')
-	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos ./tests/throwaway ./tests/container' -- -timeout 40m
+	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$' -e '/tests/throwaway$$' -e '/tests/container$$' -e '/tests/embedding$$')
+	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos ./tests/throwaway ./tests/container ./tests/embedding' -- -timeout 40m
 
 # Real nodes with hundreds of pods on two busy cores: what fails is tried once
 # more by itself, and shown; it has to pass then.

@@ -52,6 +52,17 @@ func run(m *testing.M, shared []*LazyNode) int {
 	return code
 }
 
+// TakeTurn waits until no other test program runs nodes, for a test whose program
+// has a TestMain of its own. The turn ends with the test.
+func TakeTurn(t testing.TB) {
+	t.Helper()
+	turn, err := takeTurn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { turn.Close() })
+}
+
 // takeTurn waits until no other test program runs nodes on this machine.
 func takeTurn() (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(os.TempDir(), "knarr-node.lock"), os.O_RDWR|os.O_CREATE, 0o600)
