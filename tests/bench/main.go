@@ -55,7 +55,7 @@ type options struct {
 
 // kinds are what --only knows.
 func kinds() []string {
-	return append([]string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "throwaway", "size"}, askedFor()...)
+	return append([]string{"start", "packed", "warm", "load", "normal", "restart", "idle", "agent", "throwaway", "embedded", "apart", "size"}, askedFor()...)
 }
 
 // askedFor are the kinds that are measured only when --only names them.

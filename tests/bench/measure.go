@@ -147,6 +147,14 @@ func (b *bench) round(ctx context.Context, s subject, i int) error {
 		what := fmt.Sprintf("run %d of %d: throwaway clusters", i+1, b.runs)
 		errs = append(errs, b.group(ctx, what, func() error { return b.throwaway(ctx, k) }))
 	}
+	if i < b.runs && b.wants("embedded") {
+		what := fmt.Sprintf("run %d of %d: %s, in a Go program", i+1, b.runs, s.name())
+		errs = append(errs, b.group(ctx, what, func() error { return b.embedded(ctx, s) }))
+	}
+	if k, ok := s.(*knarr); ok && i < b.runs && b.wants("apart") {
+		what := fmt.Sprintf("run %d of %d: a control plane alone", i+1, b.runs)
+		errs = append(errs, b.group(ctx, what, func() error { return b.apart(ctx, k) }))
+	}
 	if k, ok := s.(*knarr); ok && i < b.idleRuns && b.wants("agent") {
 		_ = session(s, "agent", func(ctx context.Context, n *node) error { return b.agent(ctx, k, n) })
 	}

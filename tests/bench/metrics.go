@@ -71,9 +71,19 @@ func tables() []table {
 		}},
 		{"Throwaway clusters, from the command's start to its end", []metric{
 			{key: "throwaway.true", title: "knarr run -- true", unit: "s", limit: 2.0},
+			{key: "throwaway.running", title: "knarr run → first pod Running", unit: "s", limit: 2.8},
 			{key: "throwaway.pod", title: "knarr run until a pod is Running, and its end", unit: "s"},
 			{key: "throwaway.up", title: "knarr up --nodes 3", unit: "s", limit: 5},
 			{key: "throwaway.down", title: "knarr down", unit: "s"},
+		}},
+		{"In a Go program: knarrtest, and envtest with upstream's kube-apiserver and etcd", []metric{
+			{key: "embedded.start", title: "Start", unit: "s", limit: 1.0, factor: 2},
+			{key: "embedded.second", title: "Start of a second one in the process", unit: "s", limit: 0.7},
+			{key: "embedded.close", title: "Close", unit: "s", limit: 0.5},
+		}},
+		{"knarr server --control-plane-only, memory a minute after it is ready", []metric{
+			{key: "apart.ready", title: "exec → ready", unit: "s", limit: 0.8},
+			{key: "apart.pss", title: "memory, PSS", unit: "MiB", limit: 170},
 		}},
 		{"2,000 ConfigMaps, 16 clients, durable", loadMetrics("load")},
 		{"The same with --datastore-synchronous=normal", loadMetrics("normal")},
