@@ -22,6 +22,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/node/images"
 	"github.com/knarr-dev/knarr/pkg/node/kubelet"
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
+	"github.com/knarr-dev/knarr/pkg/node/pulls"
 	"github.com/knarr-dev/knarr/pkg/node/registries"
 	"github.com/knarr-dev/knarr/pkg/ociruntime"
 	"github.com/knarr-dev/knarr/pkg/part"
@@ -71,6 +72,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 			RestrictOOMScoreAdj: n.Facts.RestrictOOMScoreAdj,
 			DisableAppArmor:     !n.Facts.AppArmor,
 			Redirect:            sources.Redirect,
+			Pulling:             pulls.New(pulls.Config{Client: env.Client, Node: c.Node.Name, Log: env.Log}).Pulling,
 			Runtimes:            ociruntime.Find(os.Getenv("PATH")),
 		}
 		cri = ctr.Socket()

@@ -56,6 +56,15 @@ func TestImageIsPulledByTagAndByDigest(t *testing.T) {
 	wantPart(t, "the event", s.event("tagged", "Pulled", "Successfully pulled image"), r.Image("team/app:2"))
 }
 
+// A pull is told of after ten seconds.
+func TestPodsAreToldHowFarTheirPullsAre(t *testing.T) {
+	s := newSpace(t)
+	r := s.StartRegistry(t, harness.RegistryOptions{Slow: 512 << 10})
+	r.PushLarge(t, "large:1", 8<<20)
+	s.create(kube.Pod("slow", image(r.Image("large:1"))))
+	wantPart(t, "the event", s.event("slow", "PullProgress", "Pulling image"), " % of ")
+}
+
 func TestPullPolicyDecidesWhenTheRegistryIsAsked(t *testing.T) {
 	s := newSpace(t)
 	r := s.StartRegistry(t, harness.RegistryOptions{})

@@ -46,6 +46,8 @@ type RegistryOptions struct {
 	// instead of asking for the password each time. A token is given only to
 	// those who ask for the right repository and for nothing else.
 	Tokens bool
+	// Slow is how many bytes of blobs it sends in a second. Default: as many as go.
+	Slow int
 }
 
 // A Registry serves images by HTTPS, from a machine beside the node.
@@ -184,7 +186,29 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	r.mu.Lock()
 	r.requests = append(r.requests, req.Method+" "+strings.TrimPrefix(req.URL.Path, "/v2/"))
 	r.mu.Unlock()
+	if r.opts.Slow > 0 && strings.Contains(req.URL.Path, "/blobs/") {
+		w = &slowWriter{w, r.opts.Slow}
+	}
 	r.store.ServeHTTP(w, req)
+}
+
+// slowWriter sends some bytes a second.
+type slowWriter struct {
+	http.ResponseWriter
+	rate int
+}
+
+func (s *slowWriter) Write(p []byte) (written int, err error) {
+	const pause = 100 * time.Millisecond
+	for part := range slices.Chunk(p, max(1, s.rate/int(time.Second/pause))) {
+		n, err := s.ResponseWriter.Write(part)
+		written += n
+		if err != nil {
+			return written, err
+		}
+		time.Sleep(pause)
+	}
+	return written, http.NewResponseController(s.ResponseWriter).Flush()
 }
 
 func (r *Registry) mayAsk(req *http.Request) bool {

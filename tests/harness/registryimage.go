@@ -30,6 +30,18 @@ import (
 // without a tag is given the tag latest. It returns the image's digest.
 func (r *Registry) Push(t testing.TB, name string, edit ...func(*ocispec.Image)) digest.Digest {
 	t.Helper()
+	return r.push(t, name, 0, edit...)
+}
+
+// PushLarge is Push of an image with a file /filler of so many bytes, which can't
+// be compressed.
+func (r *Registry) PushLarge(t testing.TB, name string, filler int) digest.Digest {
+	t.Helper()
+	return r.push(t, name, filler)
+}
+
+func (r *Registry) push(t testing.TB, name string, filler int, edit ...func(*ocispec.Image)) digest.Digest {
+	t.Helper()
 	base, layer, err := readTestImage()
 	if err != nil {
 		t.Fatal(err)
@@ -38,7 +50,7 @@ func (r *Registry) Push(t testing.TB, name string, edit ...func(*ocispec.Image))
 	if !ok {
 		tag = "latest"
 	}
-	edition := editionLayer(t, name)
+	edition := editionLayer(t, name, filler)
 	base.RootFS.DiffIDs = append(base.RootFS.DiffIDs, digest.FromBytes(edition))
 	for _, e := range edit {
 		e(&base)
@@ -66,7 +78,7 @@ func Build(t testing.TB, edition string) imageclient.Image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := imageclient.New(config, layer, editionLayer(t, edition))
+	img, err := imageclient.New(config, layer, editionLayer(t, edition, 0))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,13 +94,18 @@ func (r *Registry) Tag(t testing.TB, repository string, image digest.Digest, tag
 }
 
 // editionLayer differs for each image, so that each has something to pull.
-func editionLayer(t testing.TB, text string) []byte {
+func editionLayer(t testing.TB, text string, filler int) []byte {
 	t.Helper()
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "edition", Mode: 0o644, Size: int64(len(text) + 1)})
 	if err == nil {
 		_, err = io.WriteString(w, text+"\n")
+	}
+	if err == nil && filler > 0 {
+		if err = w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "filler", Mode: 0o644, Size: int64(filler)}); err == nil {
+			_, err = io.CopyN(w, rand.Reader, int64(filler))
+		}
 	}
 	if err = errors.Join(err, w.Close()); err != nil {
 		t.Fatal(err)

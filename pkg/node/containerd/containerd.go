@@ -49,6 +49,9 @@ type Config struct {
 	// Redirect may replace what an image is pulled from, at each pull. The new
 	// source is used until ctx ends. Nil replaces nothing.
 	Redirect func(ctx context.Context, source any) (any, error)
+	// Pulling, if set, is called when the pull of an image begins, and what it
+	// returns with the bytes that have come and that are to come, until ctx ends.
+	Pulling func(ctx context.Context, image string) func(done, total int64)
 }
 
 // Socket is where the CRI and containerd's own API are served.
@@ -104,7 +107,7 @@ func (c *Containerd) Run(ctx context.Context, ready chan<- struct{}) error {
 	// which takes milliseconds, before it hears of a stop.
 	own, end := context.WithCancel(withoutExit(context.WithoutCancel(ctx), failed))
 	defer end()
-	s, err := server.New(withRedirect(own, c.cfg.Redirect), cfg)
+	s, err := server.New(withPulls(own, pulls{c.cfg.Redirect, c.cfg.Pulling}), cfg)
 	if err != nil {
 		return fmt.Errorf("create containerd: %w", err)
 	}
