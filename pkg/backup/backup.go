@@ -184,18 +184,18 @@ func (c Config) collectOnce(ctx context.Context, work *workDir) (Manifest, []sou
 	if m.Cluster, err = clusterOf(c.serverDir()); err != nil {
 		return m, nil, err
 	}
-	store := source{File: File{Path: storePath}, from: filepath.Join(work.dir, "state.db")}
-	if err := os.Remove(store.from); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	store := source{File: File{Path: storePath}, From: filepath.Join(work.dir, "state.db")}
+	if err := os.Remove(store.From); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return m, nil, fmt.Errorf("back up: %w", err)
 	}
-	if err := datastore.Copy(ctx, c.store(), store.from); err != nil {
+	if err := datastore.Copy(ctx, c.store(), store.From); err != nil {
 		return m, nil, err
 	}
-	if err := m.glance(ctx, store.from); err != nil {
+	if err := m.glance(ctx, store.From); err != nil {
 		return m, nil, err
 	}
-	if err := store.measure(); err != nil {
-		return m, nil, err
+	if err := store.Measure(); err != nil {
+		return m, nil, fmt.Errorf("back up: %w", err)
 	}
 	after, err := sources(c.serverDir())
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 	"github.com/klauspost/compress/zstd"
 
+	"github.com/knarr-dev/knarr/pkg/archive"
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/datastore"
 )
@@ -253,7 +254,7 @@ func (c *copying) write(file *os.File, texts ...[]byte) error {
 	if err != nil {
 		return err
 	}
-	z, err := zstd.NewWriter(sealed, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(windowSize))
+	z, err := zstd.NewWriter(sealed, zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(archive.WindowSize))
 	if err != nil {
 		return err
 	}
@@ -325,7 +326,7 @@ func stateOf(dir string) (string, error) {
 		return "", err
 	}
 	for _, s := range found {
-		info, err := os.Stat(s.from)
+		info, err := os.Stat(s.From)
 		if err != nil {
 			return "", fmt.Errorf("look for changes: %w", err)
 		}
