@@ -178,6 +178,36 @@ func newLoad() *cobra.Command {
 	return cmd
 }
 
+func newSave() *cobra.Command {
+	return &cobra.Command{
+		Use:   "save [NAME] FILE",
+		Short: "Save a throwaway cluster to a file that others begin with",
+		Long: "Saves a throwaway cluster, which goes on meanwhile: its objects, the images of its\n" +
+			"nodes, its configuration and its manifests. \"knarr up --from FILE\" and \"knarr run\n" +
+			"--from FILE\" begin there, as often as you like. Without a NAME it is the cluster\n" +
+			"dev, or else the only one there is.\n\n" +
+			"The file has the cluster's Secrets in it, so only its owner may read it. It has no\n" +
+			"keys of authorities and no tokens: each cluster that begins there gets its own.",
+		Example: "  sudo knarr save dev seed.knarr\n" +
+			"  sudo knarr run --from seed.knarr -- make e2e",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) < 1 || len(args) > 2 {
+				return usagef("give a file to save to, such as: knarr save dev seed.knarr")
+			}
+			return nil
+		},
+		DisableFlagsInUseLine: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			file := args[len(args)-1]
+			c, err := throwaway.Find(strings.Join(args[:len(args)-1], ""))
+			if err != nil {
+				return err
+			}
+			return c.Save(cmd.Context(), file)
+		},
+	}
+}
+
 func newLogs() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "logs [NODE] [flags]",

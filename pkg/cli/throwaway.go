@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -14,7 +15,7 @@ import (
 
 func newThrowaway() []*cobra.Command {
 	return []*cobra.Command{
-		newRun(), newUp(), newDown(), newList(), newKubeconfig(), newLoad(), newLogs(), newShell(), newSweep(),
+		newRun(), newUp(), newDown(), newList(), newKubeconfig(), newLoad(), newSave(), newLogs(), newShell(), newSweep(),
 	}
 }
 
@@ -41,16 +42,28 @@ type clusterFlags struct {
 
 func (f *clusterFlags) bind(cmd *cobra.Command) {
 	cmd.Flags().SortFlags = false
-	f.cfg.Nodes = 1
 	text(cmd, "name", "name", "name of the cluster", &f.cfg.Name)
-	cmd.Flags().IntVar(&f.cfg.Nodes, "nodes", 1, "how many nodes; the first is the server (default 1)")
+	text(cmd, "from", "file", "file of \"knarr save\" to begin with: its objects, images and nodes", &f.cfg.From)
+	cmd.Flags().IntVar(&f.cfg.Nodes, "nodes", 0, "how many nodes; the first is the server (default 1, or as many as were saved)")
+	cmd.Flags().BoolVar(&f.cfg.ControlPlaneOnly, "control-plane-only", false, "API server, controller-manager and scheduler without nodes, in one process; needs no root")
 	list(cmd, "image-archive", "file", "archive of images that every node has; may be repeated", &f.archives)
 	list(cmd, "load", "image", "image for every node: an archive, a folder with an OCI layout, - for stdin, or the name of one that Docker or containerd has here; may be repeated", &f.loads)
 	list(cmd, "port", "[address:]port:nodeport", "port of this machine, on loopback, that leads to one of the server's node; may be repeated", &f.ports)
 	list(cmd, "volume", "path:nodepath[:ro]", "file or folder to show in every node; may be repeated", &f.volumes)
+	registry := cmd.Flags().VarPF(&valueFlag{"port", f.setRegistry}, "registry", "", "registry at localhost that all throwaway clusters pull from, which keeps its images (default port 5000)")
+	registry.NoOptDefVal = strconv.Itoa(throwaway.DefaultRegistryPort)
 	text(cmd, "config", "file", "configuration file of the server, as of \"knarr server\"", &f.config)
 	text(cmd, "wait", "what", "nodes, or all for every pod too (default nodes)", &f.wait)
 	_ = cmd.RegisterFlagCompletionFunc("wait", cobra.FixedCompletions([]string{"nodes", "all"}, cobra.ShellCompDirectiveNoFileComp))
+}
+
+func (f *clusterFlags) setRegistry(port string) error {
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || n == 0 {
+		return fmt.Errorf("%q is no port: want --registry, or --registry=5001", port)
+	}
+	f.cfg.RegistryPort = uint16(n)
+	return nil
 }
 
 // complete reads what was typed. All mistakes are told at once.
@@ -185,6 +198,9 @@ func newUp() *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(cmd.OutOrStdout(), "cluster %s is ready after %.1f s; the current context is %s\n", c.Name, time.Since(begun).Seconds(), c.Context())
+		if c.Registry != "" {
+			fmt.Fprintf(cmd.OutOrStdout(), "images pushed to %s are pulled from there\n", c.Registry)
+		}
 		for _, p := range c.Ports {
 			fmt.Fprintf(cmd.OutOrStdout(), "port %d of %s is at %s\n", p.Node, c.Nodes[0].Name, p.Addr)
 		}

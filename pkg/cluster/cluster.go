@@ -44,6 +44,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/controlplane"
 	"github.com/knarr-dev/knarr/pkg/part"
 	"github.com/knarr-dev/knarr/pkg/pki"
+	"github.com/knarr-dev/knarr/pkg/seed"
 	"github.com/knarr-dev/knarr/pkg/status"
 )
 
@@ -56,6 +57,7 @@ type Cluster struct {
 	certs    *certificates
 	settings controlplane.Settings
 	place    place
+	seed     *seed.Seed // or nil
 }
 
 // New checks how the parts fit together. Nothing starts, and nothing is changed but
@@ -71,6 +73,11 @@ func New(cfg Config) (*Cluster, error) {
 	}
 	c := &Cluster{cfg: cfg}
 	c.cfg.Config = own
+	if cfg.Seed != "" {
+		if c.seed, err = seed.Open(cfg.Seed); err != nil {
+			return nil, err
+		}
+	}
 	if err := c.place.find(own); err != nil {
 		return nil, err
 	}
@@ -141,12 +148,25 @@ func (c *Cluster) assemble() error {
 		if err := os.MkdirAll(filepath.Join(cfg.Config.ServerDir(), "run"), 0o700); err != nil {
 			return fmt.Errorf("create data dir (--data-dir): %w", err)
 		}
-		return nil
+		return c.plant()
 	})
 	c.metrics = &metrics{report: c.Status, certificates: func() ([]pki.Entry, error) {
 		return pki.Inventory(time.Now(), c.certs.cfg.Dir, filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
 	}}
 	return nil
+}
+
+// plant has a new cluster begin with its seed.
+func (c *Cluster) plant() error {
+	dir := c.cfg.Config.DataDir
+	if _, err := os.Stat(filepath.Join(c.cfg.Config.ServerDir(), "db", "state.db")); c.seed == nil || err == nil {
+		return nil
+	}
+	work, err := os.MkdirTemp(dir, "seed-*")
+	if err != nil {
+		return fmt.Errorf("make room for %s: %w", c.cfg.Seed, err)
+	}
+	return errors.Join(c.seed.PlantControlPlane(context.Background(), work, dir), os.RemoveAll(work))
 }
 
 // Close stops everything and waits; then a temporary data dir is removed. It may be

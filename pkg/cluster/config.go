@@ -7,13 +7,13 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strconv"
 	"sync"
 
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/part"
+	"github.com/knarr-dev/knarr/pkg/scratch"
 )
 
 // Config is a cluster's configuration and its parts. Its zero value is a control
@@ -23,6 +23,10 @@ type Config struct {
 	// DataDir keeps all state; a cluster that ran there before goes on. Default: a
 	// new folder among the machine's temporary files, which Close removes.
 	DataDir string
+	// Seed is a file of `knarr save` that a new cluster begins with: its objects, with
+	// authorities and keys of its own. A control plane without nodes leaves out those
+	// and their pods. A data dir with a cluster in it goes on as it is. Default: none.
+	Seed string
 	// BindAddress is the address listened on. Default 127.0.0.1.
 	BindAddress netip.Addr
 	// Port is the HTTPS port. Default: a free one.
@@ -91,7 +95,7 @@ func (c Config) complete() (*config.Config, error) {
 
 // place is what a cluster has of the machine without having been told.
 type place struct {
-	dir string // temporary
+	dir *scratch.Folder // temporary, or nil
 
 	mu  sync.Mutex
 	lis net.Listener // until the API server takes it
@@ -100,10 +104,10 @@ type place struct {
 // find completes c by a temporary folder and a free port.
 func (p *place) find(c *config.Config) (err error) {
 	if c.DataDir == "" {
-		if p.dir, err = os.MkdirTemp("", "knarr-"); err != nil {
+		if p.dir, err = scratch.Make(); err != nil {
 			return fmt.Errorf("make a temporary data dir: %w; name one that can be written", err)
 		}
-		c.DataDir = p.dir
+		c.DataDir = p.dir.Path
 		// It does not outlive the process, so that nothing has to survive a power cut.
 		if !c.IsSet("datastore-synchronous") {
 			c.Store.Synchronous = "normal"
@@ -154,8 +158,8 @@ func (p *place) leave() {
 		_ = p.lis.Close()
 		p.lis = nil
 	}
-	if p.dir != "" {
+	if p.dir != nil {
 		// What cannot be removed is among the temporary files.
-		_ = os.RemoveAll(p.dir)
+		_ = p.dir.Remove()
 	}
 }

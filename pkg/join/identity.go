@@ -181,6 +181,24 @@ func (id *Identity) key() (*ecdsa.PrivateKey, error) {
 	return id.makeKey()
 }
 
+// Prepare makes the key by which a machine that has not joined yet will, and
+// returns the public one, as [x509.ParsePKIXPublicKey] takes it.
+func Prepare(dir string) ([]byte, error) {
+	id, err := open(dir)
+	if err != nil {
+		return nil, err
+	}
+	key, err := id.key()
+	if err != nil {
+		return nil, err
+	}
+	public, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		return nil, fmt.Errorf("encode the node's key: %w", err)
+	}
+	return public, nil
+}
+
 func (id *Identity) makeKey() (*ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -53,6 +53,12 @@ type options struct {
 	objects  []string
 }
 
+// Seed has the control plane begin with a cluster that "knarr save" has written to a
+// file: its objects, but no nodes and none of the pods on them.
+func Seed(file string) Option {
+	return func(o *options) { o.cluster.Seed = file }
+}
+
 // APIServerArgs are further flags of kube-apiserver: "name=value".
 func APIServerArgs(args ...string) Option {
 	return func(o *options) { o.cluster.APIServerArgs = append(o.cluster.APIServerArgs, args...) }

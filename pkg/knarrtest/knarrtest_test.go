@@ -3,6 +3,7 @@ package knarrtest
 import (
 	"crypto/tls"
 	"encoding/json"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -21,6 +22,9 @@ import (
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/knarr-dev/knarr/pkg/cluster"
+	"github.com/knarr-dev/knarr/pkg/seed"
 )
 
 func TestMain(m *testing.M) {
@@ -245,5 +249,37 @@ func TestNodeIsSkippedWithTheReason(t *testing.T) {
 	}
 	if _, err := (nodeOptions{}).find(); err == nil || !strings.Contains(err.Error(), "root") {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestASeedIsWhereATestBegins(t *testing.T) {
+	dir := t.TempDir()
+	c, err := cluster.New(cluster.Config{DataDir: dir, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-c.Ready()
+	client, err := c.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = client.CoreV1().ConfigMaps("default").Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "prepared"}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "seed.knarr")
+	if err := seed.Save(t.Context(), seed.Source{Name: "prepared", DataDir: dir}, t.TempDir(), file); err != nil {
+		t.Fatal(err)
+	}
+	begun := Start(t, Seed(file))
+	if _, err := begun.Client(t).CoreV1().ConfigMaps("default").Get(t.Context(), "prepared", metav1.GetOptions{}); err != nil {
+		t.Error(err)
+	}
+	if _, err := start(t.Context(), []Option{Seed(filepath.Join(dir, "kubeconfig.yaml"))}); err == nil || !strings.Contains(err.Error(), "it is not a cluster") {
+		t.Errorf("with a file that is none: %v", err)
 	}
 }

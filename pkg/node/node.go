@@ -76,18 +76,19 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 			Runtimes:            ociruntime.Find(os.Getenv("PATH")),
 		}
 		cri = ctr.Socket()
-		needs = append(needs, "containerd", "builtin-images")
+		folder := images.NewFolder(filepath.Join(c.AgentDir(), "images"), cri, c.Node.Snapshotter, env.Log)
+		needs = append(needs, "containerd", "builtin-images", folder.FirstLook().Name())
 		if c.EmbeddedRegistry {
 			specs = append(specs, embeddedRegistry(env, sources, ctr))
 		}
-		folder := filepath.Join(c.AgentDir(), "images")
 		specs = append(specs,
 			component.Spec{Component: sources, Class: component.Optional},
 			component.Spec{Component: containerd.New(ctr), Class: component.Retried},
 			component.Spec{Component: images.NewBuiltin(cri, c.Node.Snapshotter, images.Embedded{
 				Image: pauseImage, ID: n.Bundle.ID(), Open: func() (io.ReadCloser, error) { return b.image("pause") },
 			}), Class: component.Retried},
-			component.Spec{Component: images.NewFolder(folder, cri, c.Node.Snapshotter, env.Log), Class: component.Retried},
+			component.Spec{Component: folder, Class: component.Retried},
+			component.Spec{Component: folder.FirstLook(), Class: component.Retried},
 		)
 	}
 

@@ -43,7 +43,11 @@ type Cluster struct {
 // fails, nothing is left. told is called for each node that becomes ready; nil
 // is no one.
 func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster, err error) {
-	if err := needRoot("start a cluster"); err != nil {
+	if !cfg.ControlPlaneOnly && os.Geteuid() != 0 {
+		return nil, errors.New("start a cluster: namespaces, mounts and cgroups need root: run it with sudo, or as you are with --control-plane-only, without nodes")
+	}
+	from, err := cfg.begin()
+	if err != nil {
 		return nil, err
 	}
 	if err := cfg.check(); err != nil {
@@ -61,7 +65,14 @@ func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster,
 		return nil, err
 	}
 	c = &Cluster{Record: rec, folder: f}
-	if err := errors.Join(roomFor(string(f)), c.launch(cfg, lock)); err != nil {
+	err = roomFor(string(f), cfg.ControlPlaneOnly)
+	if err == nil && from != nil && !cfg.ControlPlaneOnly {
+		err = f.plant(ctx, from, rec)
+	}
+	if err == nil {
+		err = c.launch(cfg, lock)
+	}
+	if err != nil {
 		err = errors.Join(err, f.locked(func() error { return f.undo(rec) }))
 		lock.Close()
 		return nil, err
@@ -80,6 +91,10 @@ func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster,
 
 // launch starts the keeper.
 func (c *Cluster) launch(cfg Config, lock *os.File) error {
+	cache, err := cacheDir()
+	if err != nil && cfg.RegistryPort != 0 {
+		return err
+	}
 	log, err := os.OpenFile(c.folder.file(c.Name, "keeper.log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
@@ -142,7 +157,7 @@ func (c *Cluster) launch(cfg Config, lock *os.File) error {
 		}
 	}()
 	c.said = said
-	if err := json.NewEncoder(orders).Encode(keeperOrder{Config: cfg, Folder: c.folder, Record: c.Record}); err != nil {
+	if err := json.NewEncoder(orders).Encode(keeperOrder{Config: cfg, Folder: c.folder, Cache: cache, Record: c.Record}); err != nil {
 		return errors.Join(fmt.Errorf("tell the cluster's keeper what to do: %w", err), c.Close())
 	}
 	return nil
@@ -218,13 +233,21 @@ func Find(name string) (*Cluster, error) {
 	}
 	switch {
 	case len(all) == 0:
-		return nil, errors.New("there is no cluster: \"knarr up\" starts one")
+		return nil, fmt.Errorf("there is no cluster%s: \"knarr up\" starts one", ofYours())
 	case name == "" && len(all) == 1:
 		return all[0], nil
 	case name == "":
 		return nil, fmt.Errorf("which cluster? There are %s: give --name", strings.Join(names, ", "))
 	}
-	return nil, fmt.Errorf("there is no cluster %s; there are %s", name, strings.Join(names, ", "))
+	return nil, fmt.Errorf("there is no cluster %s%s; there are %s", name, ofYours(), strings.Join(names, ", "))
+}
+
+// ofYours reminds those who are not root that they see their own clusters only.
+func ofYours() string {
+	if os.Geteuid() == 0 {
+		return ""
+	}
+	return " of this user's (sudo shows root's)"
 }
 
 // Down ends a cluster that somebody started, and returns when nothing is left.
@@ -299,8 +322,11 @@ func (c *Cluster) Kubeconfig() ([]byte, error) {
 // KubeconfigFile is where it is.
 func (c *Cluster) KubeconfigFile() string { return c.folder.file(c.Name, "kubeconfig") }
 
-// LogFile is what the server or agent of a node writes.
+// LogFile is what the server or agent of a node writes, or a control plane alone.
 func (c *Cluster) LogFile(node string) (string, error) {
+	if len(c.Nodes) == 0 && node == "" {
+		return c.folder.file(c.Name, serverLog), nil
+	}
 	rec, err := c.node(node)
 	if err != nil {
 		return "", err
@@ -323,6 +349,9 @@ func (c *Cluster) Node(name string) (*Host, error) {
 }
 
 func (c *Cluster) node(name string) (NodeRecord, error) {
+	if len(c.Nodes) == 0 {
+		return NodeRecord{}, fmt.Errorf("cluster %s is a control plane alone, without nodes", c.Name)
+	}
 	var names []string
 	for i, n := range c.Nodes {
 		if n.Name == name || name == "" && i == 0 {

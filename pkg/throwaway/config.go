@@ -21,14 +21,22 @@ type Config struct {
 	Name string `json:"name"`
 	// Exe is the Knarr executable.
 	Exe string `json:"exe"`
+	// From is a file that Save has written, in which the cluster begins. Default: none.
+	From string `json:"from,omitempty"`
+	// ControlPlaneOnly is for a control plane without nodes, which needs no root.
+	ControlPlaneOnly bool `json:"controlPlaneOnly,omitempty"`
 	// Nodes is how many there are, 1 to 50; the first is the server, the others
-	// are agents. Default: 1.
+	// are agents. Default: 1, or as many as From has, which are the least.
 	Nodes int `json:"nodes"`
 	// Ports are published on this machine.
 	Ports []Port `json:"ports,omitempty"`
+	// RegistryPort is the port of this machine's loopback at which the registry is
+	// that all clusters share. Default: the cluster has no part in it.
+	RegistryPort uint16 `json:"registryPort,omitempty"`
 	// Volumes are files and folders of this machine to show in every node.
 	Volumes []lab.Bind `json:"volumes,omitempty"`
-	// ServerConfig is the content of the server's configuration file.
+	// ServerConfig is the content of the server's configuration file. Default: what
+	// From has.
 	ServerConfig []byte `json:"serverConfig,omitempty"`
 	// AllPods has Start wait for every pod too, not only for the nodes.
 	AllPods bool `json:"allPods,omitempty"`
@@ -54,6 +62,9 @@ func CheckName(name string) error {
 func (c *Config) check() error {
 	if err := CheckName(c.Name); err != nil {
 		return err
+	}
+	if c.ControlPlaneOnly {
+		return c.checkApart()
 	}
 	if c.Nodes == 0 {
 		c.Nodes = 1

@@ -83,10 +83,10 @@ func TestVolumesAreWhereANodeCanHaveThem(t *testing.T) {
 }
 
 func TestTooLittleRoomIsTold(t *testing.T) {
-	if err := diskRoom("/srv", 100<<20); err == nil || !strings.Contains(err.Error(), "only 100 MiB are free in /srv") {
+	if err := diskRoom("/srv", 100<<20, leastDisk); err == nil || !strings.Contains(err.Error(), "only 100 MiB are free in /srv") {
 		t.Errorf("%v", err)
 	}
-	if err := diskRoom("/srv", leastDisk); err != nil {
+	if err := diskRoom("/srv", leastDisk, leastDisk); err != nil {
 		t.Error(err)
 	}
 	sysctls := t.TempDir()

@@ -154,6 +154,9 @@ func exportContainerd(ctx context.Context, socket, name string, to io.Writer) er
 // Load brings images into every node. They are not removed while a node lives. A
 // damaged archive changes nothing.
 func (c *Cluster) Load(ctx context.Context, img Image) (err error) {
+	if _, err := c.node(""); err != nil {
+		return fmt.Errorf("load image %s: %w", img, err)
+	}
 	file := img.file
 	if file == "" {
 		// Each node reads it, and not before all of it is there.

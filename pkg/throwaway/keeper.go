@@ -11,12 +11,14 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/dial"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 	"github.com/knarr-dev/knarr/pkg/token"
@@ -44,6 +46,7 @@ const restartAfter = time.Second
 type keeperOrder struct {
 	Config Config  `json:"config"`
 	Folder folder  `json:"folder"`
+	Cache  string  `json:"cache"`
 	Record *Record `json:"record"`
 }
 
@@ -63,11 +66,15 @@ type keeper struct {
 	life  <-chan string // says detached, or is closed
 	lab   *lab.Lab
 	token string
+	apart *cluster.Cluster // a control plane in this process, in place of nodes
 
 	nodes     []*keptNode
 	listeners []net.Listener // of the API server and of ports
 	pulls     []net.Listener
-	ended     chan error // a node gave up
+
+	registry    sync.WaitGroup
+	endRegistry context.CancelFunc // or nil
+	ended       chan error         // a node gave up
 }
 
 type keptNode struct {
@@ -158,7 +165,19 @@ func (k *keeper) start(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, fmt.Errorf("not ready after %s", startTimeout))
 	defer cancel()
 	k.Record.Keeper = os.Getpid()
+	defer func() {
+		if err == nil {
+			k.Record.Ready = time.Now().UTC().Round(time.Millisecond)
+			err = k.Folder.write(k.Record)
+		}
+	}()
+	if k.Config.ControlPlaneOnly {
+		return k.startApart(ctx)
+	}
 	if err := k.listen(); err != nil {
+		return err
+	}
+	if err := k.serveRegistry(ctx); err != nil {
 		return err
 	}
 	t, err := token.Generate()
@@ -188,14 +207,13 @@ func (k *keeper) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := k.connect(ctx); err != nil {
+	if err := k.connect(ctx, k.nodes[0].host.Kubeconfig()); err != nil {
 		return err
 	}
 	for _, n := range k.nodes {
 		go k.watch(n)
 	}
-	k.Record.Ready = time.Now().UTC().Round(time.Millisecond)
-	return k.Folder.write(k.Record)
+	return nil
 }
 
 // reason is what a server that did not start wrote last, if it ended.
@@ -268,9 +286,10 @@ func (k *keeper) serve() {
 	}
 }
 
-// connect writes the cluster's kubeconfig, and adds it to the user's.
-func (k *keeper) connect(ctx context.Context) error {
-	own, err := ownKubeconfig(k.nodes[0].host.Kubeconfig(), k.Record.Server, k.Record.Context())
+// connect writes the cluster's kubeconfig after the server's, and adds it to the
+// user's.
+func (k *keeper) connect(ctx context.Context, server string) error {
+	own, err := ownKubeconfig(server, k.Record.Server, k.Record.Context())
 	if err != nil {
 		return err
 	}
@@ -298,9 +317,17 @@ func (k *keeper) end() error {
 	for _, l := range append(k.listeners, k.pulls...) {
 		l.Close()
 	}
+	if k.endRegistry != nil {
+		k.endRegistry()
+	}
+	defer k.registry.Wait()
 	var err error
 	if k.lab != nil {
 		err = k.lab.Close()
+	}
+	if k.apart != nil {
+		// It would write to files that are being removed.
+		k.apart.Close()
 	}
 	for _, n := range k.nodes {
 		n.log.Close()

@@ -15,12 +15,15 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/knarr-dev/knarr/pkg/scratch"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 )
 
 // DirVariable names the folder of all throwaway clusters. Its default is
 // /var/lib/knarr-throwaway, and it is there only while there is a cluster. It
-// must lie on a file system that can carry an overlay: ext4, xfs; no overlay.
+// must lie on a file system that can carry an overlay: ext4, xfs; no overlay. The
+// default of others than root, whose clusters have no nodes, is
+// ~/.local/state/knarr-throwaway.
 const DirVariable = "KNARR_THROWAWAY_DIR"
 
 const defaultDir = "/var/lib/knarr-throwaway"
@@ -39,8 +42,18 @@ type folder string
 
 func thisFolder() (folder, error) {
 	dir := os.Getenv(DirVariable)
-	if dir == "" {
+	if dir == "" && os.Geteuid() == 0 {
 		return defaultDir, nil
+	}
+	if dir == "" {
+		state := os.Getenv("XDG_STATE_HOME")
+		if home, err := os.UserHomeDir(); state == "" && err == nil {
+			state = filepath.Join(home, ".local", "state")
+		}
+		if !filepath.IsAbs(state) {
+			return "", fmt.Errorf("find a folder for clusters: HOME is not set: set it, or %s", DirVariable)
+		}
+		return folder(filepath.Join(state, "knarr-throwaway")), nil
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -65,6 +78,8 @@ type Record struct {
 	// Server is the API server's address on this machine: https://127.0.0.1:PORT.
 	Server string `json:"server,omitempty"`
 	Ports  []Port `json:"ports,omitempty"`
+	// Registry is the shared registry's name, localhost:PORT, if the cluster has it.
+	Registry string `json:"registry,omitempty"`
 	// Kubeconfig is the file with its context; empty if there is none.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
 	// KubeconfigMade is set if that file was made for it.
@@ -97,7 +112,7 @@ func (f folder) locked(fn func() error) error { return lab.LockFolder(string(f),
 func (f folder) claim(rec *Record) (lock *os.File, err error) {
 	err = f.locked(func() error {
 		alive, err := f.sweep()
-		if err != nil {
+		if err := errors.Join(err, scratch.Sweep()); err != nil {
 			slog.Warn("leftovers of a dead cluster stay", "error", err)
 		}
 		if slices.ContainsFunc(alive, func(r *Record) bool { return r.Name == rec.Name }) {
@@ -172,7 +187,10 @@ func (f folder) lives(name string) (bool, error) {
 // sweep removes what dead clusters left, and returns those that live. The caller
 // holds the folder's lock.
 func (f folder) sweep() (alive []*Record, err error) {
-	errs := []error{lab.Sweep(context.Background(), "")}
+	var errs []error
+	if os.Geteuid() == 0 {
+		errs = append(errs, lab.Sweep(context.Background(), ""))
+	}
 	entries, err := os.ReadDir(string(f))
 	if err != nil {
 		return nil, err
@@ -220,26 +238,21 @@ func (f folder) undo(rec *Record) error {
 }
 
 // Sweep removes what clusters left behind whose keeper was killed, and whatever
-// was left by a power cut.
+// was left by a power cut; also the temporary folders of control planes that are no
+// throwaway clusters.
 func Sweep() error {
-	if err := needRoot("sweep"); err != nil {
-		return err
-	}
 	f, err := thisFolder()
 	if err != nil {
 		return err
 	}
-	return f.locked(func() error {
+	return errors.Join(scratch.Sweep(), f.locked(func() error {
 		_, err := f.sweep()
 		return err
-	})
+	}))
 }
 
 // List tells which clusters live, by name.
 func List() ([]*Cluster, error) {
-	if err := needRoot("list clusters"); err != nil {
-		return nil, err
-	}
 	f, err := thisFolder()
 	if err != nil {
 		return nil, err
@@ -256,11 +269,4 @@ func List() ([]*Cluster, error) {
 		return nil
 	})
 	return all, err
-}
-
-func needRoot(act string) error {
-	if os.Geteuid() != 0 {
-		return fmt.Errorf("%s: namespaces, mounts and cgroups need root: run it with sudo", act)
-	}
-	return nil
 }

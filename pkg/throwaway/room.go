@@ -13,18 +13,24 @@ import (
 const (
 	// leastDisk is what a node writes before the first image, with some room.
 	leastDisk = 512 << 20
+	// leastApart is what a control plane without nodes writes.
+	leastApart = 64 << 20
 	// instances is how many a node's parts watch files with.
 	instances = 32
 )
 
 // roomFor tells what this machine has too little of, before a cluster fails in
 // less clear words.
-func roomFor(dir string) error {
+func roomFor(dir string, apart bool) error {
 	var st unix.Statfs_t
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("look at the disk of %s: %w", dir, err)
 	}
-	if err := diskRoom(dir, st.Bavail*uint64(st.Bsize)); err != nil {
+	least := uint64(leastDisk)
+	if apart {
+		least = leastApart
+	}
+	if err := diskRoom(dir, st.Bavail*uint64(st.Bsize), least); err != nil || apart {
 		return err
 	}
 	const sysctl = "/proc/sys/fs/inotify/"
@@ -51,12 +57,12 @@ func roomFor(dir string) error {
 	return nil
 }
 
-func diskRoom(dir string, free uint64) error {
-	if free >= leastDisk {
+func diskRoom(dir string, free, least uint64) error {
+	if free >= least {
 		return nil
 	}
 	return fmt.Errorf("only %d MiB are free in %s, where nodes have their disks, and a cluster needs %d: make room, or set %s to a folder elsewhere",
-		free>>20, dir, leastDisk>>20, DirVariable)
+		free>>20, dir, least>>20, DirVariable)
 }
 
 // watchRoom explains why a file can't be watched.

@@ -108,6 +108,7 @@ func (c *Cluster) environ(exe string) ([]string, error) {
 		"PATH=" + strings.TrimPrefix(os.Getenv("PATH")+string(filepath.ListSeparator)+tools, string(filepath.ListSeparator)),
 		markVariable + "=" + c.ID,
 		markVariable + "_NAME=" + c.Name,
+		markVariable + "_REGISTRY=" + c.Registry,
 	}
 	env := slices.DeleteFunc(os.Environ(), func(e string) bool {
 		name, _, _ := strings.Cut(e, "=")

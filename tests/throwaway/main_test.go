@@ -30,6 +30,7 @@ const limit = 2 * time.Minute
 type user struct {
 	exe, home, dir string
 	cache          string // kubectl's
+	shared         string // what clusters have in common, or empty
 }
 
 // newUser fails the test if anything is left when it ends.
@@ -59,7 +60,7 @@ func (u *user) showLogs(t *testing.T) {
 func (u *user) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(u.exe, args...)
 	cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "KUBECONFIG=") }),
-		"HOME="+u.home, "KUBECACHEDIR="+u.cache, "KNARR_THROWAWAY_DIR="+u.dir)
+		"HOME="+u.home, "KUBECACHEDIR="+u.cache, "KNARR_THROWAWAY_DIR="+u.dir, "KNARR_CACHE_DIR="+u.shared)
 	return cmd
 }
 
@@ -199,6 +200,21 @@ func kill(t *testing.T, pid int) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		t.Fatal(err)
 	}
+}
+
+// freePort is one that nobody listens at now.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 // newListener takes a port of this machine for a test.

@@ -46,6 +46,9 @@ type Config struct {
 	Dir string
 	// Listen is a loopback address with a port, such as 127.0.0.1:5000.
 	Listen string
+	// Shared is set if other processes of the same user serve the same folder at the
+	// same address. Each of them may answer any request.
+	Shared bool
 	// Needs are the components to start after.
 	Needs []string
 	// Remote, for a node that keeps no images, returns how to hand requests on to
@@ -80,7 +83,7 @@ func (r *Registry) Needs() []string { return r.cfg.Needs }
 
 // Run implements component.Component. It is ready when clients are answered.
 func (r *Registry) Run(ctx context.Context, ready chan<- struct{}) error {
-	l, err := net.Listen("tcp", r.cfg.Listen)
+	l, err := r.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listen on %s for the registry: %w; end the program that holds the port, or choose another (--registry-address)", r.cfg.Listen, err)
 	}
@@ -139,13 +142,20 @@ func (r *Registry) open(ctx context.Context) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
+	secret := ""
+	if r.cfg.Shared {
+		if secret, err = f.secret(); err != nil {
+			f.root.Close()
+			return nil, err
+		}
+	}
 	s := &store{files: f}
 	r.store.Store(s)
 	context.AfterFunc(ctx, func() {
 		r.store.Store(nil)
 		f.root.Close()
 	})
-	app, err := newApp(ctx, f)
+	app, err := newApp(ctx, f, secret)
 	if err != nil {
 		return nil, err
 	}
@@ -174,8 +184,9 @@ func (r *Registry) tidy(ctx context.Context) {
 }
 
 // newApp sets Distribution up. Its constructor panics where others return an
-// error.
-func newApp(ctx context.Context, store *files) (h http.Handler, err error) {
+// error. The secret signs what clients hold of uploads under way; empty is a random
+// one.
+func newApp(ctx context.Context, store *files, secret string) (h http.Handler, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("open the registry in %s: %v", store.root.Name(), p)
@@ -192,6 +203,7 @@ func newApp(ctx context.Context, store *files) (h http.Handler, err error) {
 	}
 	// Clients may know us by another name, or through a node.
 	cfg.HTTP.RelativeURLs = true
+	cfg.HTTP.Secret = secret
 	// An index may come without the images for other processors, as container
 	// runtimes push one that they have pulled for their own.
 	cfg.Validation.Manifests.Indexes.Platforms = "none"

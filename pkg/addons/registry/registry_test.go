@@ -29,8 +29,13 @@ func start(t *testing.T, cfg Config) (addr string, r *Registry, stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr = l.Addr().String()
 	l.Close()
+	return startAt(t, l.Addr().String(), cfg)
+}
+
+// startAt is start at an address.
+func startAt(t *testing.T, addr string, cfg Config) (_ string, r *Registry, stop func()) {
+	t.Helper()
 	cfg.Listen = addr
 	r = New(cfg)
 	ctx, cancel := context.WithCancel(t.Context())

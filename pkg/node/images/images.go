@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -44,6 +45,9 @@ type Folder struct {
 	// refused remembers the version of each archive that could not be imported,
 	// so that one mistake gives one message.
 	refused map[string]stamp
+
+	first  sync.Once
+	looked chan struct{} // closed by first
 }
 
 var _ component.Component = (*Folder)(nil)
@@ -51,7 +55,7 @@ var _ component.Component = (*Folder)(nil)
 // NewFolder returns the importer for dir, which Run makes if it is missing, into
 // the containerd that listens on the unix socket at address.
 func NewFolder(dir, address, snapshotter string, log *slog.Logger) *Folder {
-	return &Folder{dir: dir, address: address, snapshotter: snapshotter, log: log}
+	return &Folder{dir: dir, address: address, snapshotter: snapshotter, log: log, looked: make(chan struct{})}
 }
 
 // Name implements component.Component.
@@ -60,10 +64,27 @@ func (f *Folder) Name() string { return "images" }
 // Needs implements component.Component.
 func (f *Folder) Needs() []string { return []string{"containerd"} }
 
+// FirstLook is a component that is ready once every archive was tried that was there
+// at start, or could not be: a pod that starts afterwards does not pull what is in
+// one of them, and is not held up by a folder that fails.
+func (f *Folder) FirstLook() component.Component {
+	return component.Func("first-images", nil, func(ctx context.Context, ready chan<- struct{}) error {
+		select {
+		case <-f.looked:
+			close(ready)
+			<-ctx.Done()
+		case <-ctx.Done():
+		}
+		return ctx.Err()
+	})
+}
+
 // Run closes ready once it has tried every archive that was there at start. It
 // fails only when containerd or the folder does.
 func (f *Folder) Run(ctx context.Context, ready chan<- struct{}) error {
 	ctx = namespaces.WithNamespace(ctx, namespace)
+	looked := func() { f.first.Do(func() { close(f.looked) }) }
+	defer looked()
 	if err := os.MkdirAll(f.dir, 0o755); err != nil {
 		return fmt.Errorf("make the folder of image archives: %w", err)
 	}
@@ -81,6 +102,7 @@ func (f *Folder) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err := f.all(ctx); err != nil {
 		return err
 	}
+	looked()
 	close(ready)
 	for {
 		select {

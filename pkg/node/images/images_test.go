@@ -284,3 +284,23 @@ func TestEmbeddedImageIsReadOnlyWhenItIsMissing(t *testing.T) {
 		t.Errorf("CRI knows %v, want it pinned", known)
 	}
 }
+
+func TestFirstLookEndsWhateverItFinds(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // no folder
+		t.Fatal(err)
+	}
+	f := NewFolder(dir, "", snapshotter, newJournal().logger())
+	ready, ended := make(chan struct{}), make(chan error, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { ended <- f.FirstLook().Run(ctx, ready) }()
+	if err := f.Run(ctx, make(chan struct{})); err == nil {
+		t.Error("a file is taken for a folder")
+	}
+	select {
+	case <-ready:
+	case err := <-ended:
+		t.Errorf("it ended with %v", err)
+	}
+}

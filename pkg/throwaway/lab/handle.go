@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 )
 
 // A Handle is by what another program of root's finds a running host.
@@ -13,13 +14,22 @@ type Handle struct {
 	Name    string     `json:"name"`
 	Addr    netip.Addr `json:"addr"`
 	PID     int        `json:"pid"` // the host's first process
+	Disk    string     `json:"disk"`
 	Cgroups cgroups    `json:"cgroups"`
 }
 
 // Handle tells where the host is until it ends or reboots.
 func (h *Host) Handle() Handle {
-	return Handle{Name: h.cfg.Name, Addr: h.addr, PID: h.PID(), Cgroups: h.cgroups}
+	return Handle{Name: h.cfg.Name, Addr: h.addr, PID: h.PID(), Disk: h.Disk(), Cgroups: h.cgroups}
 }
+
+// Disk is the folder of the machine that is the host's file system: its /var, /tmp,
+// /root and /opt. What is written to /etc and /run is elsewhere.
+func (h *Host) Disk() string { return DiskOf(h.lab.dir, h.cfg.Name) }
+
+// DiskOf is the Disk of a host in a lab with that folder, be they there or not: what
+// is put there before is found by the host.
+func DiskOf(labDir, host string) string { return filepath.Join(labDir, host, diskDir) }
 
 // Open gives a host that another program made, to run programs in it, to connect
 // from it and to reach its files. Closing it lets go of it and does not end it.
