@@ -37,7 +37,7 @@ func newCertificate() *cobra.Command {
 		RunE:                  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		DisableFlagsInUseLine: true,
 	}
-	cmd.AddCommand(newCertificateCheck(), newCertificateRotate())
+	cmd.AddCommand(newCertificateCheck(), newCertificateRotate(), newCertificateRotateCA(), newCertificateRotateKey())
 	return cmd
 }
 
@@ -64,7 +64,7 @@ func newCertificateCheck() *cobra.Command {
 		cfg := loadLeniently(cmd, *given)
 		now := time.Now()
 		all, err := pki.Inventory(now, filepath.Join(cfg.ServerDir(), "tls"),
-			filepath.Join(cfg.AgentDir(), "identity"), filepath.Join(cfg.AgentDir(), "kubelet-pki"))
+			filepath.Join(cfg.ServerDir(), "tls", pki.NextDir), filepath.Join(cfg.AgentDir(), "identity"), filepath.Join(cfg.AgentDir(), "kubelet-pki"))
 		admin, kerr := pki.InKubeconfig(now, cfg.Kubeconfig.Path)
 		all = append(all, admin...)
 		if err := errors.Join(err, kerr); err != nil {

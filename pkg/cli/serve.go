@@ -261,6 +261,7 @@ type instance interface {
 	Close()
 	Status() status.Report
 	Routes(*http.ServeMux)
+	Restart() <-chan struct{}
 }
 
 func (s *server) instance() (instance, error) {
@@ -316,6 +317,8 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 	case <-hup:
 		restart = true
 	case <-moved:
+		restart = true
+	case <-c.Restart():
 		restart = true
 	case err = <-c.Err():
 	case err = <-statusDone:

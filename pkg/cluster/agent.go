@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
@@ -65,6 +66,9 @@ type Agent struct {
 	tunnel *tunnel.Client
 	// subnets are where the node's pods have their addresses.
 	subnets atomic.Pointer[[]netip.Prefix]
+	restart *restarter
+	// authority is what the node has followed to, to be told of it; see join.Followed.
+	authority string
 }
 
 // NewAgent checks how the parts fit together. Nothing starts, nothing is changed.
@@ -72,7 +76,7 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	a := &Agent{cfg: cfg}
+	a := &Agent{cfg: cfg, restart: newRestarter()}
 	a.env = &part.Env{Config: cfg.Config, Log: cfg.Log, Answering: "loadbalancer", Serving: "loadbalancer"}
 	a.env.SetAccess(part.Access{REST: a.keptAccess, ClientCA: cfg.Identity.ClientCA(), NodeCertificate: cfg.Identity.Pair})
 	tls, err := cfg.Identity.TLS()
@@ -104,12 +108,19 @@ func NewAgent(cfg AgentConfig) (*Agent, error) {
 		return nil, fmt.Errorf("put the agent together: %w", err)
 	}
 	a.env.SetGroup(group)
-	a.process = newProcess(group, func() error { return nil })
+	a.process = newProcess(group, func() error {
+		a.authority, err = cfg.Identity.Followed(filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
+		return err
+	})
 	a.metrics = &metrics{report: a.Status, certificates: func() ([]pki.Entry, error) {
 		return pki.Inventory(time.Now(), "", filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
 	}}
 	return a, nil
 }
+
+// Restart is closed when what was learned takes effect by a start of the process in
+// place, which pods do not notice.
+func (a *Agent) Restart() <-chan struct{} { return a.restart.c }
 
 // RESTConfig is the node's own access to the API.
 func (a *Agent) RESTConfig() *rest.Config {
@@ -217,7 +228,7 @@ func (a *Agent) watchNode(ctx context.Context, ready chan<- struct{}) error {
 	seen := ""
 	for {
 		began := time.Now()
-		err := a.watchOne(ctx, nodes.Watch, name, &seen)
+		err := a.watchOne(ctx, nodes.Watch, name, &seen, func(n *corev1.Node) { a.tellAuthority(ctx, client, n) })
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -238,7 +249,7 @@ func (a *Agent) watchNode(ctx context.Context, ready chan<- struct{}) error {
 
 // watchOne watches the node until its watch ends. seen is the UID that the node
 // had last.
-func (a *Agent) watchOne(ctx context.Context, start func(context.Context, metav1.ListOptions) (watch.Interface, error), name string, seen *string) error {
+func (a *Agent) watchOne(ctx context.Context, start func(context.Context, metav1.ListOptions) (watch.Interface, error), name string, seen *string, present func(*corev1.Node)) error {
 	w, err := start(ctx, metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String()})
 	if err != nil {
 		return err
@@ -253,6 +264,7 @@ func (a *Agent) watchOne(ctx context.Context, start func(context.Context, metav1
 		default:
 			*seen = string(n.UID)
 			a.see(n)
+			present(n)
 		}
 	}
 	return nil
@@ -319,20 +331,59 @@ func (a *Agent) refresh(ctx context.Context, ready chan<- struct{}) error {
 	if err != nil {
 		return err
 	}
-	var changed bool
-	err = retry(ctx, func() (err error) {
-		changed, err = a.cfg.Identity.Refresh(ctx, client)
+	learn := func() error { return a.learn(ctx, client) }
+	if err := retry(ctx, learn); err != nil {
 		return err
-	})
+	}
+	close(ready)
+	info := client.CoreV1().ConfigMaps(join.ClusterNamespace)
+	only := metav1.ListOptions{FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, join.ClusterName).String()}
+	for ctx.Err() == nil {
+		var w watch.Interface
+		if err := retry(ctx, func() (err error) { w, err = info.Watch(ctx, only); return err }); err != nil {
+			return nil // it is told to end
+		}
+		for range w.ResultChan() {
+			if err := retry(ctx, learn); err != nil {
+				break
+			}
+		}
+		w.Stop()
+	}
+	return nil
+}
+
+// learn keeps what servers say of the cluster. New authorities are followed at once,
+// while the old ones are still good.
+func (a *Agent) learn(ctx context.Context, client kubernetes.Interface) error {
+	change, err := a.cfg.Identity.Refresh(ctx, client)
 	if err != nil {
 		return err
 	}
-	if changed {
+	if change.Settings {
 		a.cfg.Log.Warn("the cluster has other settings than this node was started with; they count from its next start")
 	}
-	close(ready)
-	<-ctx.Done()
+	renewed, err := a.cfg.Identity.Follow(ctx, client)
+	if err != nil {
+		return err
+	}
+	if change.Authorities || renewed {
+		a.cfg.Log.Info("the cluster's authorities have changed; restarting in place")
+		a.restart.ask()
+	}
 	return nil
+}
+
+// tellAuthority has the server know that this node is not in the way of the old
+// authorities' end.
+func (a *Agent) tellAuthority(ctx context.Context, client kubernetes.Interface, n *corev1.Node) {
+	if a.authority == "" || n.Annotations[join.AuthorityAnnotation] == a.authority {
+		return
+	}
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%q}}}`, join.AuthorityAnnotation, a.authority)
+	if _, err := client.CoreV1().Nodes().Patch(ctx, n.Name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil && ctx.Err() == nil {
+		a.cfg.Log.Warn("the server could not be told that this node follows its new authorities; this is tried again", "err", err)
+	}
 }
 
 // retry tries until it succeeds or ctx ends.

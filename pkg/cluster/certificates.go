@@ -1,13 +1,16 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -34,7 +37,7 @@ type certificates struct {
 	cfg  pki.Config
 	host string
 	log  *slog.Logger
-	asks chan chan<- error
+	asks chan ask
 
 	mu         sync.Mutex
 	pki        *pki.PKI
@@ -65,7 +68,7 @@ func newCertificates(cfg Config) *certificates {
 			LeafLifetime:  life,
 		},
 		log:        cfg.Log,
-		asks:       make(chan chan<- error),
+		asks:       make(chan ask),
 		renewed:    make(chan struct{}),
 		transports: map[pki.Client]*pki.Transport{},
 	}
@@ -119,8 +122,8 @@ func (c *certificates) renew(ctx context.Context) {
 		case <-ctx.Done():
 			timer.Stop()
 			return
-		case answer := <-c.asks:
-			answer <- c.ensure(true)
+		case a := <-c.asks:
+			a.answer <- a.do()
 			wait = c.untilDue()
 		case <-timer.C:
 			wait = c.renewDue()
@@ -151,9 +154,20 @@ func (c *certificates) untilDue() time.Duration {
 
 // rotate has every leaf renewed, and returns when they are in use.
 func (c *certificates) rotate(ctx context.Context) error {
+	return c.alone(ctx, func() error { return c.ensure(true) })
+}
+
+// ask is something to be done while nothing else changes the folder.
+type ask struct {
+	do     func() error
+	answer chan<- error
+}
+
+// alone does what changes the folder, when nothing else does.
+func (c *certificates) alone(ctx context.Context, do func() error) error {
 	answer := make(chan error, 1)
 	select {
-	case c.asks <- answer:
+	case c.asks <- ask{do, answer}:
 	case <-ctx.Done():
 		return fmt.Errorf("renew certificates: %w", errors.Join(errors.New("they are not in use now"), ctx.Err()))
 	}
@@ -198,4 +212,30 @@ func clientOf(r part.Role) pki.Client {
 	default:
 		return pki.Knarr
 	}
+}
+
+// rotateTokenKey has tokens of service accounts signed by a new key, or drops former
+// ones, and returns when that is in use.
+func (c *Cluster) rotateTokenKey(r *http.Request) error {
+	drop, err := strconv.ParseBool(cmp.Or(r.FormValue("drop"), "false"))
+	if err != nil {
+		return fmt.Errorf("drop: %w", err)
+	}
+	keep := pki.ServiceAccountKeep
+	if text := r.FormValue("keep"); text != "" {
+		if keep, err = time.ParseDuration(text); err != nil {
+			return fmt.Errorf("keep: %w", err)
+		}
+	}
+	return c.certs.alone(r.Context(), func() error {
+		if drop {
+			_, err = pki.DropServiceAccounts(c.certs.cfg.Dir)
+		} else {
+			err = pki.RotateServiceAccount(c.certs.cfg.Dir, time.Now(), keep)
+		}
+		if err != nil {
+			return err
+		}
+		return c.certs.ensure(false)
+	})
 }

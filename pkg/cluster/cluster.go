@@ -58,6 +58,7 @@ type Cluster struct {
 	settings controlplane.Settings
 	place    place
 	seed     *seed.Seed // or nil
+	restart  *restarter
 }
 
 // New checks how the parts fit together. Nothing starts, and nothing is changed but
@@ -71,7 +72,7 @@ func New(cfg Config) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Cluster{cfg: cfg}
+	c := &Cluster{cfg: cfg, restart: newRestarter()}
 	c.cfg.Config = own
 	if cfg.Seed != "" {
 		if c.seed, err = seed.Open(cfg.Seed); err != nil {
@@ -96,6 +97,7 @@ func (c *Cluster) assemble() error {
 	cp := controlplane.Config{
 		Config:   cfg.Config,
 		PKI:      c.pki,
+		Follow:   c.certs.follow,
 		Access:   c.certs.access,
 		Settings: &c.settings,
 		Dir:      filepath.Join(cfg.Config.ServerDir(), "run"),
@@ -130,6 +132,7 @@ func (c *Cluster) assemble() error {
 		{Component: controlplane.NewScheduler(cp), Class: core},
 		{Component: members, Class: component.Retried},
 		{Component: component.Func("cluster-info", []string{"apiserver"}, c.publish), Class: component.Retried},
+		{Component: component.Func("authorities", []string{"apiserver"}, c.endRotation), Class: component.Optional},
 		{Component: component.Func("node-token", []string{"apiserver"}, c.keepNodeToken), Class: component.Retried},
 	}
 	for _, p := range cfg.parts() {
@@ -151,7 +154,7 @@ func (c *Cluster) assemble() error {
 		return c.plant()
 	})
 	c.metrics = &metrics{report: c.Status, certificates: func() ([]pki.Entry, error) {
-		return pki.Inventory(time.Now(), c.certs.cfg.Dir, filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
+		return pki.Inventory(time.Now(), c.certs.cfg.Dir, filepath.Join(c.certs.cfg.Dir, pki.NextDir), filepath.Join(cfg.Config.AgentDir(), "identity"), filepath.Join(cfg.Config.AgentDir(), "kubelet-pki"))
 	}}
 	return nil
 }
@@ -234,7 +237,7 @@ func (c *Cluster) access() part.Access {
 	p := c.pki()
 	return part.Access{
 		REST:           func(r part.Role) *rest.Config { return c.certs.access(clientOf(r)) },
-		ClientCA:       p.ClientCA.CertPath,
+		ClientCA:       p.ClientCA.TrustPath,
 		KubeletServing: p.KubeletServing.Path,
 		NodeCertificate: func() (*tls.Certificate, error) {
 			own := c.pki().Kubelet.TLS

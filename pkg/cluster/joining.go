@@ -29,7 +29,7 @@ func (c *Cluster) membership() *membership.Membership {
 		Needs:  []string{"apiserver-tls"},
 		Certificates: func() membership.Certificates {
 			p := c.pki()
-			return membership.Certificates{ClientCA: p.ClientCA.Cert, Serving: p.APIServer.TLS.Leaf, Own: c.certs.own()}
+			return membership.Certificates{ClientCAs: p.ClientCA.Trusted, Serving: p.APIServer.TLS.Leaf, Own: c.certs.own()}
 		},
 		Log: c.cfg.Log,
 	})
@@ -41,7 +41,11 @@ func (c *Cluster) publish(ctx context.Context, ready chan<- struct{}) error {
 	if err != nil {
 		return fmt.Errorf("create client: %w", err)
 	}
-	if err := publishCluster(ctx, client, clusterInfo(c.cfg.Config, c.pki())); err != nil {
+	p := c.pki()
+	if err := publishCluster(ctx, client, clusterInfo(c.cfg.Config, p)); err != nil {
+		return err
+	}
+	if err := forgetRetired(ctx, client, p.Retired); err != nil {
 		return err
 	}
 	close(ready)
@@ -62,7 +66,8 @@ func clusterInfo(c *config.Config, p *pki.PKI) join.Cluster {
 		Disable:          c.Disable,
 		Registry:         c.Registry.Listen(),
 		EmbeddedRegistry: c.EmbeddedRegistry,
-		ClientCA:         string(p.ClientCA.CertPEM),
+		ClientCA:         string(p.ClientCA.TrustPEM),
+		ServerCA:         string(p.ServerCA.TrustPEM),
 	}
 }
 
@@ -99,6 +104,7 @@ func (c *Cluster) keepNodeToken(ctx context.Context, ready chan<- struct{}) erro
 		path:   filepath.Join(c.cfg.Config.ServerDir(), "node-token"),
 		caHash: token.HashCA(c.pki().ServerCA.Cert.Raw),
 		given:  c.cfg.Config.Token,
+		valid:  hashes(c.pki().ServerCA.Trusted),
 		log:    c.cfg.Log,
 	}
 	if err := t.ensure(ctx, client); err != nil {

@@ -29,6 +29,8 @@ type nodeToken struct {
 	path string
 	// caHash is that of the authority that machines will meet.
 	caHash string
+	// valid are the hashes that a token may name, caHash among them.
+	valid []string
 	// given is the user's own (--token), used in place of a random one; or empty.
 	given string
 	log   *slog.Logger
@@ -98,8 +100,8 @@ func (n nodeToken) wanted(old token.Token) (token.Token, error) {
 	if err != nil {
 		return t, fmt.Errorf("--token: %w", err)
 	}
-	if t.CAHash != "" && t.CAHash != n.caHash {
-		return t, fmt.Errorf("--token: it is of another cluster: it names authority sha256:%s, and this server's is sha256:%s; give <id>.<secret> alone, or restore the authority", t.CAHash, n.caHash)
+	if t.CAHash != "" && t.CAHash != n.caHash && !slices.Contains(n.valid, t.CAHash) {
+		return t, fmt.Errorf("--token: it is of another cluster, or of before the authorities were replaced: it names authority sha256:%s, and this server's is sha256:%s; give <id>.<secret> alone, or restore the authority", t.CAHash, n.caHash)
 	}
 	return t, nil
 }

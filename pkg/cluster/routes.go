@@ -9,6 +9,12 @@ import (
 // certificate that the server made for itself.
 const RotatePath = "/v1/certificates/rotate"
 
+// RotateKeyPath is where the status socket takes the order, by POST, to sign
+// service-account tokens by a new key: with "keep", a duration for which tokens of the
+// old one are good. With "drop" no key is made, and the tokens of all former keys are
+// refused.
+const RotateKeyPath = "/v1/certificates/rotate-service-account-key"
+
 // FlagsPath is where the status socket tells the flags that the control plane's
 // parts run with: a JSON object of objects, by part and by flag.
 const FlagsPath = "/v1/flags"
@@ -20,8 +26,16 @@ func (c *Cluster) Routes(mux *http.ServeMux) {
 	for pattern, h := range c.env.Local() {
 		mux.HandleFunc(pattern, h)
 	}
+	c.authorityRoutes(mux)
 	mux.HandleFunc("POST "+RotatePath, func(w http.ResponseWriter, r *http.Request) {
 		if err := c.certs.rotate(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("POST "+RotateKeyPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := c.rotateTokenKey(r); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}

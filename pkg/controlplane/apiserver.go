@@ -163,6 +163,8 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 		return nil, err
 	}
 	a.cfg.Settings.note("kube-apiserver", sets)
+	keys := newTokenKeys(a.cfg.PKI, "")
+	signByThem := useTokenKeys(opts, keys)
 	opts.SecureServing.Listener = lis
 	reach(&opts.Etcd.StorageConfig.Transport, store)
 	if err := opts.GenericServerRunOptions.ComponentGlobalsRegistry.Set(); err != nil {
@@ -172,6 +174,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	if err != nil {
 		return nil, fmt.Errorf("complete options of apiserver: %w", err)
 	}
+	signByThem(&completed)
 	if errs := completed.Validate(); len(errs) > 0 {
 		return nil, fmt.Errorf("options of apiserver: %w", errors.Join(errs...))
 	}
@@ -257,6 +260,11 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	s := &preparedServer{handler: chain.GenericAPIServer.Handler, token: chain.GenericAPIServer.LoopbackClientConfig.BearerToken, hooked: hooked}
 	s.run = func(ctx context.Context) error {
 		defer ways.server.Close()
+		if a.cfg.Follow != nil {
+			ctx, stop := context.WithCancel(ctx)
+			defer stop()
+			go keys.publish(ctx, a.cfg.Follow)
+		}
 		if reload != nil {
 			ctx, stop := context.WithCancel(ctx)
 			ended := make(chan struct{})
@@ -321,7 +329,7 @@ func (a *APIServer) flags() []string {
 		"authorization-mode=Node,RBAC",
 		"bind-address=" + c.API.BindAddress.String(),
 		"cert-dir=" + a.cfg.Dir,
-		"client-ca-file=" + p.ClientCA.CertPath,
+		"client-ca-file=" + p.ClientCA.TrustPath,
 		"enable-admission-plugins=NodeRestriction",
 		"enable-aggregator-routing=true",
 		"enable-bootstrap-token-auth=true",
@@ -333,7 +341,7 @@ func (a *APIServer) flags() []string {
 		"etcd-compaction-interval=0",
 		"etcd-count-metric-poll-period=0",
 		"etcd-db-metric-poll-interval=0",
-		"kubelet-certificate-authority=" + p.ServerCA.CertPath,
+		"kubelet-certificate-authority=" + p.ServerCA.TrustPath,
 		"kubelet-client-certificate=" + p.APIServerToKubelet.Path,
 		"kubelet-client-key=" + p.APIServerToKubelet.Path,
 		"kubelet-preferred-address-types=InternalIP,ExternalIP,Hostname",
@@ -341,7 +349,7 @@ func (a *APIServer) flags() []string {
 		"proxy-client-cert-file=" + p.FrontProxy.Path,
 		"proxy-client-key-file=" + p.FrontProxy.Path,
 		"requestheader-allowed-names=system:auth-proxy",
-		"requestheader-client-ca-file=" + p.RequestHeaderCA.CertPath,
+		"requestheader-client-ca-file=" + p.RequestHeaderCA.TrustPath,
 		"requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"requestheader-group-headers=X-Remote-Group",
 		"requestheader-username-headers=X-Remote-User",

@@ -50,7 +50,7 @@ func writeEssentials(ctx context.Context, cfg *rest.Config, p *pki.PKI) error {
 	if err != nil {
 		return fmt.Errorf("create client for bootstrap: %w", err)
 	}
-	rootCA, err := os.ReadFile(p.ServerCA.CertPath)
+	rootCA, err := os.ReadFile(p.ServerCA.TrustPath)
 	if err != nil {
 		return fmt.Errorf("read serving authority: %w", err)
 	}

@@ -107,7 +107,7 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 	if err != nil {
 		return fmt.Errorf("prepare controllers: %w", err)
 	}
-	tokens, err := newTokenController(ctx, c, cc, root)
+	tokens, err := m.newTokenController(ctx, c, cc, root)
 	if err != nil {
 		return fmt.Errorf("prepare controller %s: %w", names.ServiceAccountTokenController, err)
 	}
@@ -190,7 +190,7 @@ func (m *ControllerManager) flags() []string {
 		// Package membership approves and denies in its place.
 		"controllers=*,bootstrap-signer-controller,token-cleaner-controller,-" + names.CertificateSigningRequestApprovingController,
 		"use-service-account-credentials=true",
-		"root-ca-file=" + p.ServerCA.CertPath,
+		"root-ca-file=" + p.ServerCA.TrustPath,
 		"service-account-private-key-file=" + p.ServiceAccount.Path,
 		"cluster-signing-kubelet-serving-cert-file=" + p.ServerCA.SigningPath,
 		"cluster-signing-kubelet-serving-key-file=" + p.ServerCA.KeyPath,
@@ -268,19 +268,21 @@ var _ controller.Interface = (*tokenController)(nil)
 func (t *tokenController) Name() string            { return names.ServiceAccountTokenController }
 func (t *tokenController) Run(ctx context.Context) { t.run(ctx) }
 
-func newTokenController(ctx context.Context, c *kcmconfig.CompletedConfig, cc app.ControllerContext, root clientbuilder.ControllerClientBuilder) (app.Controller, error) {
+func (m *ControllerManager) newTokenController(ctx context.Context, c *kcmconfig.CompletedConfig, cc app.ControllerContext, root clientbuilder.ControllerClientBuilder) (app.Controller, error) {
 	sa := c.ComponentConfig.SAController
-	key, err := keyutil.PrivateKeyFromFile(sa.ServiceAccountKeyFile)
-	if err != nil {
-		return nil, fmt.Errorf("read service account key %s: %w", sa.ServiceAccountKeyFile, err)
+	var generator serviceaccount.TokenGenerator = newTokenKeys(m.cfg.PKI, serviceaccount.LegacyIssuer)
+	if sa.ServiceAccountKeyFile != m.cfg.PKI().ServiceAccount.Path { // a user's own
+		key, err := keyutil.PrivateKeyFromFile(sa.ServiceAccountKeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("read service account key %s: %w", sa.ServiceAccountKeyFile, err)
+		}
+		if generator, err = serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, key); err != nil {
+			return nil, fmt.Errorf("make token generator: %w", err)
+		}
 	}
 	ca, err := readFile(sa.RootCAFile)
 	if err != nil {
 		return nil, err
-	}
-	generator, err := serviceaccount.JWTTokenGenerator(serviceaccount.LegacyIssuer, key)
-	if err != nil {
-		return nil, fmt.Errorf("make token generator: %w", err)
 	}
 	client, err := root.Client("tokens-controller")
 	if err != nil {

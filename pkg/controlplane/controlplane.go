@@ -26,6 +26,9 @@ type Config struct {
 	Config *config.Config
 	// PKI returns the certificates; it is called once the component pki is ready.
 	PKI func() *pki.PKI
+	// Follow returns PKI's answer, and what is closed when there is another. Nil is for
+	// certificates that stay as they are.
+	Follow func() (*pki.PKI, <-chan struct{})
 	// Access returns how the holder of one of PKI's client certificates reaches the
 	// API server, now and after the certificate was renewed.
 	Access func(pki.Client) *rest.Config

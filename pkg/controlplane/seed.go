@@ -39,7 +39,7 @@ import (
 // bootstrap compares them with what this version wants at every start, so what
 // is forgotten here only costs time.
 func seed(p *pki.PKI) ([]datastore.KeyValue, error) {
-	rootCA, err := os.ReadFile(p.ServerCA.CertPath)
+	rootCA, err := os.ReadFile(p.ServerCA.TrustPath)
 	if err != nil {
 		return nil, fmt.Errorf("read serving authority: %w", err)
 	}

@@ -19,6 +19,11 @@ const (
 	clusterKey       = "cluster.json"
 )
 
+// AuthorityAnnotation is on a Node while authorities are being replaced: the hash of
+// the new one of servers, once the node trusts it and has certificates of the new
+// ones.
+const AuthorityAnnotation = "knarr.dev/authority"
+
 // Cluster is what every node has to know and to do alike.
 type Cluster struct {
 	// Version is the servers' Kubernetes version: v1.36.4+knarr1.
@@ -45,6 +50,9 @@ type Cluster struct {
 	EmbeddedRegistry bool `json:"embeddedRegistry,omitempty"`
 	// ClientCA is the authority, PEM, of those who may ask a kubelet.
 	ClientCA string `json:"clientCA"`
+	// ServerCA is the authority, PEM, of the API servers. While one replaces another
+	// both hold two, the new one first. It is empty when an older server tells it.
+	ServerCA string `json:"serverCA,omitempty"`
 }
 
 // Data is the ConfigMap's content.

@@ -249,6 +249,11 @@ func (id *Identity) keepCluster(c Cluster) error {
 	if err != nil {
 		return fmt.Errorf("keep what is known of the cluster: %w", err)
 	}
+	if c.ServerCA != "" {
+		if err := pki.WriteSecret(id.path(caFile), []byte(c.ServerCA)); err != nil {
+			return err
+		}
+	}
 	if err := pki.WriteSecret(id.path(clientCAFile), []byte(c.ClientCA)); err != nil {
 		return err
 	}
@@ -267,7 +272,7 @@ func (id *Identity) valid(now time.Time) bool {
 
 // ServingCertificate is the one that a kubelet keeps in its folder.
 func ServingCertificate(dir string) (*x509.Certificate, error) {
-	text, err := os.ReadFile(filepath.Join(dir, "kubelet-server-current.pem"))
+	text, err := os.ReadFile(filepath.Join(dir, servingFile))
 	if err != nil {
 		return nil, fmt.Errorf("read the kubelet's certificate: %w", err)
 	}

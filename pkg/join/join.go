@@ -1,7 +1,6 @@
 package join
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"crypto/x509"
@@ -258,23 +257,46 @@ func Skew(agent, server string) error {
 	return nil
 }
 
-// Refresh asks what the cluster is like now, keeps it, and tells whether it has
-// changed.
-func (id *Identity) Refresh(ctx context.Context, client kubernetes.Interface) (changed bool, err error) {
+// Change is what has become different in a cluster.
+type Change struct {
+	// Settings are those that a node is started with.
+	Settings bool
+	// Authorities are those that it trusts.
+	Authorities bool
+}
+
+// Refresh asks what the cluster is like now, keeps it, and tells what has changed.
+func (id *Identity) Refresh(ctx context.Context, client kubernetes.Interface) (Change, error) {
 	c, err := ReadCluster(ctx, client)
 	if err != nil {
-		return false, err
+		return Change{}, err
+	}
+	if c.ServerCA == "" { // an older server
+		c.ServerCA = id.Cluster.ServerCA
+	}
+	if err := c.check(); err != nil {
+		return Change{}, err
 	}
 	was, err := id.Cluster.Data()
 	if err != nil {
-		return false, err
+		return Change{}, err
 	}
 	is, err := c.Data()
 	if err != nil {
-		return false, err
+		return Change{}, err
 	}
-	if bytes.Equal([]byte(was[clusterKey]), []byte(is[clusterKey])) {
-		return false, nil
+	if was[clusterKey] == is[clusterKey] {
+		return Change{}, nil
 	}
-	return true, id.keepCluster(c)
+	change := Change{
+		// A server that did not tell it before tells what is known from joining.
+		Authorities: id.Cluster.ClientCA != c.ClientCA || id.Cluster.ServerCA != "" && id.Cluster.ServerCA != c.ServerCA || id.Cluster.ServerCA == "" && id.unlike(c.ServerCA),
+	}
+	same := c
+	same.ClientCA, same.ServerCA = id.Cluster.ClientCA, id.Cluster.ServerCA
+	if is, err = same.Data(); err != nil {
+		return Change{}, err
+	}
+	change.Settings = was[clusterKey] != is[clusterKey]
+	return change, id.keepCluster(c)
 }

@@ -72,11 +72,16 @@ func choose(shown []*x509.Certificate, t token.Token, now time.Time) (*x509.Cert
 				others = append(others, token.HashCA(c.Raw))
 			}
 		}
-		return nil, never("the server's authority is not the one that the token names (sha256:%s; the server shows %q): it is another cluster's server, or somebody stands between; nothing was sent to it. Check --server, and make the token on a server of that cluster: knarr token create", t.CAHash, others)
+		return nil, never("the server's authority is not the one that the token names (sha256:%s; the server shows %q): it is another cluster's server, or its authority was replaced since the token was made (knarr certificate rotate-ca), or somebody stands between; nothing was sent to it. Check --server, and make a token on a server of that cluster: knarr token create", t.CAHash, others)
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(ca)
-	_, err := shown[0].Verify(x509.VerifyOptions{DNSName: apiServerName, Roots: roots, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
+	// While one authority replaces another, the new one vouches for the old.
+	between := x509.NewCertPool()
+	for _, c := range shown[1:] {
+		between.AddCert(c)
+	}
+	_, err := shown[0].Verify(x509.VerifyOptions{DNSName: apiServerName, Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired {
 		// Not permanent: machines without a battery learn the time later.
 		return nil, fmt.Errorf("the server's certificate is valid from %s to %s, and this machine's clock says %s: set the clock that is wrong",

@@ -41,6 +41,12 @@ type Authority struct {
 	// SigningPath holds Cert alone, for upstream's controller that signs requests,
 	// which accepts no chain. It is CertPath where there is none.
 	SigningPath string
+	// TrustPath and TrustPEM are what those who trust the authority have to trust:
+	// CertPath and CertPEM, and, while one replaces another, both, the new one first.
+	TrustPath string
+	TrustPEM  []byte
+	// Trusted are the authorities' own certificates among them.
+	Trusted []*x509.Certificate
 
 	// above are the certificates that follow Cert in CertPath.
 	above []*x509.Certificate
@@ -54,6 +60,17 @@ type Key struct {
 }
 
 func ensureAuthority(dir *folder, name string, now time.Time) (*Authority, error) {
+	return authority(dir, name, &x509.Certificate{Subject: subject("knarr-"+name, ""), MaxPathLenZero: true}, now)
+}
+
+// ensureSuccessor is for one that replaces another. It has a name of its own, so
+// that no one takes the one for the other, and may vouch for the old one.
+func ensureSuccessor(dir *folder, name string, now time.Time) (*Authority, error) {
+	return authority(dir, name, &x509.Certificate{Subject: subject("knarr-"+name+"-"+now.UTC().Format("20060102150405"), ""), MaxPathLen: -1}, now)
+}
+
+// authority is that in the folder, or one that is made like template.
+func authority(dir *folder, name string, template *x509.Certificate, now time.Time) (*Authority, error) {
 	certFile, keyFile := name+".crt", name+".key"
 	a := &Authority{CertPath: dir.path(certFile), KeyPath: dir.path(keyFile)}
 	wayOut := fmt.Sprintf("restore %s and %s from a backup (when both are deleted, a new authority is made, which trusts nothing issued before)", a.CertPath, a.KeyPath)
@@ -72,7 +89,7 @@ func ensureAuthority(dir *folder, name string, now time.Time) (*Authority, error
 	case certPEM == nil:
 		// A key alone is what a crash between the two files leaves. Its
 		// certificate made again vouches for the same leaves.
-		if certPEM, keyPEM, err = makeAuthority(dir, name, keyPEM, now); err != nil {
+		if certPEM, keyPEM, err = makeAuthority(dir, name, template, keyPEM, now); err != nil {
 			return nil, fmt.Errorf("make authority %s: %w", a.CertPath, err)
 		}
 	}
@@ -93,6 +110,7 @@ func ensureAuthority(dir *folder, name string, now time.Time) (*Authority, error
 		return nil, err
 	}
 	a.SigningPath = a.CertPath
+	a.TrustPath, a.TrustPEM, a.Trusted = a.CertPath, a.CertPEM, []*x509.Certificate{a.Cert}
 	if len(a.above) > 0 {
 		return a, a.writeSigning(dir, name)
 	}
@@ -145,7 +163,7 @@ func (a *Authority) writeSigning(dir *folder, name string) error {
 }
 
 // makeAuthority writes the key first, unless keyPEM is one already.
-func makeAuthority(dir *folder, name string, keyPEM []byte, now time.Time) (certPEM, _ []byte, err error) {
+func makeAuthority(dir *folder, name string, template *x509.Certificate, keyPEM []byte, now time.Time) (certPEM, _ []byte, err error) {
 	why := "made"
 	key, err := parseOrMakeKey(keyPEM)
 	if err != nil {
@@ -166,16 +184,10 @@ func makeAuthority(dir *folder, name string, keyPEM []byte, now time.Time) (cert
 		return nil, nil, err
 	}
 	from, to := validity(now, authorityValidity)
-	template := &x509.Certificate{
-		SerialNumber:          serial,
-		Subject:               subject("knarr-"+name, ""),
-		NotBefore:             from,
-		NotAfter:              to,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
-		BasicConstraintsValid: true,
-		IsCA:                  true,
-		MaxPathLenZero:        true,
-	}
+	template.SerialNumber = serial
+	template.NotBefore, template.NotAfter = from, to
+	template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature
+	template.BasicConstraintsValid, template.IsCA = true, true
 	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
 	if err != nil {
 		return nil, nil, err

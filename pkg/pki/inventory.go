@@ -64,7 +64,7 @@ func Inventory(now time.Time, own string, others ...string) ([]Entry, error) {
 			continue
 		}
 		for _, f := range files {
-			if ext := filepath.Ext(f.Name()); f.IsDir() || strings.HasPrefix(f.Name(), ".") || ext != ".crt" && ext != ".pem" {
+			if ext := filepath.Ext(f.Name()); f.IsDir() || strings.HasPrefix(f.Name(), ".") || ext != ".crt" && ext != ".pem" || strings.HasSuffix(f.Name(), trustSuffix) {
 				continue
 			}
 			path := filepath.Join(dir, f.Name())

@@ -20,7 +20,7 @@ func (p *PKI) RESTConfig(client *Leaf, host string) *rest.Config {
 	return &rest.Config{
 		Host: host,
 		TLSClientConfig: rest.TLSClientConfig{
-			CAData:   p.ServerCA.CertPEM,
+			CAData:   p.ServerCA.TrustPEM,
 			CertData: client.CertPEM,
 			KeyData:  client.KeyPEM,
 		},
@@ -37,7 +37,7 @@ type Kubeconfig struct {
 
 // Kubeconfig is that of the holder of a client certificate.
 func (p *PKI) Kubeconfig(client *Leaf, host string) Kubeconfig {
-	return Kubeconfig{Host: host, CA: p.ServerCA.CertPEM, Cert: client.CertPEM, Key: client.KeyPEM}
+	return Kubeconfig{Host: host, CA: p.ServerCA.TrustPEM, Cert: client.CertPEM, Key: client.KeyPEM}
 }
 
 // YAML returns the file's content.

@@ -36,6 +36,8 @@ type request struct {
 	// chained puts the authority's certificates behind the leaf's: who knows only
 	// the authority's hash, or only who stands above it, finds it in the handshake.
 	chained bool
+	// behind follow them.
+	behind [][]byte
 	// life is how long the leaf lasts. anew has it renewed whatever it is like.
 	life time.Duration
 	anew bool
@@ -138,14 +140,17 @@ func writeLeaf(dir *folder, file string, text []byte, why string) (*Leaf, error)
 
 // complete tells whether the file has the authority's certificate, if it should.
 func (r request) complete(l *Leaf) bool {
-	return !r.chained || slices.EqualFunc(l.TLS.Certificate[1:], r.by.chain(), bytes.Equal)
+	return !r.chained || slices.EqualFunc(l.TLS.Certificate[1:], r.chain(), bytes.Equal)
 }
+
+// chain is what the leaf shows behind itself, DER, if it is chained.
+func (r request) chain() [][]byte { return append(r.by.chain(), r.behind...) }
 
 // join is the content of a file with that certificate and key.
 func (r request) join(certDER, keyPEM []byte) []byte {
 	text := pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: certDER})
 	if r.chained {
-		for _, der := range r.by.chain() {
+		for _, der := range r.chain() {
 			text = append(text, pem.EncodeToMemory(&pem.Block{Type: certBlock, Bytes: der})...)
 		}
 	}

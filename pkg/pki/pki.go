@@ -49,8 +49,16 @@ type PKI struct {
 	// RequestHeaderCA signs the front proxy's client certificate alone: its
 	// holder may claim to be anybody.
 	RequestHeaderCA *Authority
+	// Leaving are the authorities that these are about to replace; nil unless a
+	// rotation has begun.
+	Leaving *Leaving
+	// Retired are the hashes, SHA-256 in hex, of authorities that were replaced.
+	Retired []string
 	// ServiceAccount signs service-account tokens.
 	ServiceAccount *Key
+	// FormerServiceAccount are keys that signed them before, whose tokens are still
+	// good.
+	FormerServiceAccount []FormerKey
 
 	// APIServer and KubeletServing are server certificates. The API server's comes
 	// with that of ServerCA behind it, so that a machine which knows no more than
@@ -80,6 +88,15 @@ type PKI struct {
 	Changes []string
 }
 
+// Leaving are authorities that others are about to replace. They still sign what
+// everybody has to be able to verify: the API server's three certificates.
+type Leaving struct {
+	ServerCA, ClientCA, RequestHeaderCA *Authority
+	// behind is what the API server shows behind its certificate and ServerCA: the
+	// new authority, and how it vouches for the old.
+	behind [][]byte
+}
+
 // Ensure loads what is in the folder, makes what is missing, and renews each
 // leaf that has lived two thirds of its life, would last longer than a new one,
 // was not signed by the present authority, is for another subject, or lacks a
@@ -89,7 +106,8 @@ type PKI struct {
 // certificates above it behind its own; the key may then be of any kind.
 //
 // A file that is damaged, and an authority that is not valid at this time, is an
-// error that names the file and the way out; no file is changed then.
+// error that names the file and the way out; no file is changed then, except that
+// a rotation of authorities that was told to end is ended.
 // Only one process at a time may call Ensure for a folder.
 func Ensure(cfg Config) (*PKI, error) {
 	if cfg.Now == nil {
@@ -107,16 +125,28 @@ func Ensure(cfg Config) (*PKI, error) {
 	}
 	defer dir.discard()
 	now, p := cfg.Now(), &PKI{}
+	rotating, err := rotation(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	p.Retired = readRetired(cfg.Dir)
 
 	err = inParallel(
 		func() (err error) { p.ServerCA, err = ensureAuthority(dir, "server-ca", now); return },
 		func() (err error) { p.ClientCA, err = ensureAuthority(dir, "client-ca", now); return },
 		func() (err error) { p.RequestHeaderCA, err = ensureAuthority(dir, "request-header-ca", now); return },
-		func() (err error) { p.ServiceAccount, err = ensureKey(dir, "service-account.key"); return },
+		func() (err error) { p.ServiceAccount, err = ensureKey(dir, serviceAccountFile); return },
+		func() (err error) { p.FormerServiceAccount, err = readFormer(dir); return },
 	)
 	if err != nil {
 		return nil, err
 	}
+	if rotating != nil {
+		if err := p.succeed(dir, now); err != nil {
+			return nil, err
+		}
+	}
+	p.FormerServiceAccount = stillGood(p.FormerServiceAccount, p.ServiceAccount, now)
 	var work []func() error
 	requests := p.requests(cfg)
 	for _, r := range requests {
@@ -149,7 +179,7 @@ func (p *PKI) requests(cfg Config) []request {
 	client := func(leaf **Leaf, file, name, group string) request {
 		return request{leaf: leaf, file: file, by: p.ClientCA, subject: subject(name, group), usage: x509.ExtKeyUsageClientAuth}
 	}
-	return []request{
+	all := []request{
 		server(&p.APIServer, "apiserver.pem", "kube-apiserver", "", apiServerNames(cfg), true),
 		server(&p.KubeletServing, "kubelet-serving.pem", node, nodes, kubeletNames(cfg), false),
 		client(&p.Admin, "admin.pem", "system:admin", masters),
@@ -162,6 +192,19 @@ func (p *PKI) requests(cfg Config) []request {
 		client(&p.DNS, "dns.pem", "system:knarr-dns", ""),
 		{leaf: &p.FrontProxy, file: "front-proxy.pem", by: p.RequestHeaderCA, subject: subject("system:auth-proxy", ""), usage: x509.ExtKeyUsageClientAuth},
 	}
+	if old := p.Leaving; old != nil {
+		for i := range all {
+			switch r := &all[i]; r.leaf {
+			case &p.APIServer:
+				r.by, r.behind = old.ServerCA, old.behind
+			case &p.APIServerToKubelet:
+				r.by = old.ClientCA
+			case &p.FrontProxy:
+				r.by = old.RequestHeaderCA
+			}
+		}
+	}
+	return all
 }
 
 func inParallel(work ...func() error) error {

@@ -38,7 +38,7 @@ func NewTransport(ca *Authority, client *Leaf) (*Transport, error) {
 // Use has new requests sent with another certificate.
 func (t *Transport) Use(ca *Authority, client *Leaf) error {
 	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(ca.CertPEM) {
+	if !roots.AppendCertsFromPEM(ca.TrustPEM) {
 		return fmt.Errorf("trust authority %s: there is no certificate in it", ca.CertPath)
 	}
 	next := utilnet.SetTransportDefaults(&http.Transport{

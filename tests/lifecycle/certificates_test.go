@@ -3,17 +3,20 @@ package lifecycle
 import (
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"flag"
 	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
@@ -92,6 +95,7 @@ func TestCertificatesRenewThemselvesUnderLoad(t *testing.T) {
 	}
 	t.Run("check", func(t *testing.T) { checkedCertificates(t, n) })
 	t.Run("rotate", func(t *testing.T) { rotatedCertificates(t, n) })
+	t.Run("rotate-service-account-key", func(t *testing.T) { rotatedTokenKey(t, n) })
 }
 
 // tokenClient gives the node a client whose credential does not end with a
@@ -183,4 +187,105 @@ func rotatedCertificates(t *testing.T, n *harness.Node) {
 		return pair.Leaf.SerialNumber.String() != old, nil
 	})
 	n.Kubectl(t, "get", "nodes")
+}
+
+// rotatedTokenKey: a new key signs, tokens of the old one are good until it is
+// dropped, and nothing is restarted for it.
+func rotatedTokenKey(t *testing.T, n *harness.Node) {
+	pid := n.Status(t).PID
+	inPod := strings.TrimSpace(n.Kubectl(t, "exec", "web", "--", "cat", "/var/run/secrets/kubernetes.io/serviceaccount/token"))
+	n.Apply(t, "default", tokenSecret("old"))
+	inSecret := secretToken(t, n, "old")
+	n.Exec(t, n.Exe, "certificate", "rotate-service-account-key")
+	fresh := strings.TrimSpace(n.Kubectl(t, "create", "token", "default"))
+	n.Apply(t, "default", tokenSecret("new"))
+	for what, pair := range map[string][2]string{"asked for": {inPod, fresh}, "in a Secret": {inSecret, secretToken(t, n, "new")}} {
+		if old, now := keyID(t, pair[0]), keyID(t, pair[1]); old == now {
+			t.Errorf("a new token %s is of the old key %s", what, old)
+		}
+	}
+	var published struct {
+		Keys []struct{ Kid string } `json:"keys"`
+	}
+	jwks := func() []string {
+		if err := json.Unmarshal([]byte(n.Kubectl(t, "get", "--raw", "/openid/v1/jwks")), &published); err != nil {
+			t.Fatal(err)
+		}
+		var ids []string
+		for _, k := range published.Keys {
+			ids = append(ids, k.Kid)
+		}
+		return ids
+	}
+	n.WaitFor(t, "both keys to be published", func(context.Context) (bool, error) {
+		ids := jwks()
+		return len(ids) == 2 && slices.Contains(ids, keyID(t, inPod)) && slices.Contains(ids, keyID(t, fresh)), nil
+	})
+	accepted := func(token string) bool {
+		r, err := n.Client.AuthenticationV1().TokenReviews().Create(t.Context(), &authenticationv1.TokenReview{Spec: authenticationv1.TokenReviewSpec{Token: token}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Status.Authenticated
+	}
+	for what, token := range map[string]string{"a pod's old": inPod, "a Secret's old": inSecret, "a new": fresh} {
+		if !accepted(token) {
+			t.Errorf("%s token is refused", what)
+		}
+	}
+
+	// The client of this test is one of a token, too.
+	n.Client = nil
+	n.Connect(t)
+	n.Exec(t, n.Exe, "certificate", "rotate-service-account-key", "--drop")
+	n.WaitFor(t, "tokens of the old key to be refused", func(context.Context) (bool, error) {
+		return !accepted(inPod) && !accepted(inSecret), nil
+	})
+	if !accepted(fresh) {
+		t.Error("a token of the present key is refused")
+	}
+	n.WaitFor(t, "the old key to be published no more", func(context.Context) (bool, error) { return len(jwks()) == 1, nil })
+	if n.Status(t).PID != pid {
+		t.Error("the server was restarted")
+	}
+}
+
+func tokenSecret(name string) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Secret
+type: kubernetes.io/service-account-token
+metadata:
+  name: %s
+  annotations: {kubernetes.io/service-account.name: default}
+`, name)
+}
+
+// secretToken waits for the token in a Secret.
+func secretToken(t *testing.T, n *harness.Node, name string) string {
+	t.Helper()
+	var token string
+	n.WaitFor(t, "the token in Secret "+name, func(ctx context.Context) (bool, error) {
+		s, err := n.Client.CoreV1().Secrets("default").Get(ctx, name, metav1.GetOptions{})
+		if err != nil {
+			return false, err
+		}
+		token = string(s.Data["token"])
+		return token != "", nil
+	})
+	return token
+}
+
+// keyID is the kid in a token's header.
+func keyID(t *testing.T, token string) string {
+	t.Helper()
+	text, err := base64.RawURLEncoding.DecodeString(strings.Split(token, ".")[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	var header struct{ Kid string }
+	if err := json.Unmarshal(text, &header); err != nil || header.Kid == "" {
+		t.Fatalf("%s: %v", text, err)
+	}
+	return header.Kid
 }

@@ -85,7 +85,7 @@ func (m *Membership) Admit(ctx context.Context, cert *x509.Certificate) (context
 		return member.in, nil
 	}
 	// Before this nobody learns who is a member.
-	if err := verify(cert, certs.ClientCA); err != nil {
+	if err := verify(cert, certs.ClientCAs...); err != nil {
 		return nil, err
 	}
 	if member == nil {
@@ -100,9 +100,11 @@ func (m *Membership) Admit(ctx context.Context, cert *x509.Certificate) (context
 	return member.in, nil
 }
 
-func verify(cert, by *x509.Certificate) error {
+func verify(cert *x509.Certificate, by ...*x509.Certificate) error {
 	roots := x509.NewCertPool()
-	roots.AddCert(by)
+	for _, c := range by {
+		roots.AddCert(c)
+	}
 	if _, err := cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}); err != nil {
 		return fmt.Errorf("%w: %w", errUnverified, err)
 	}

@@ -271,7 +271,7 @@ func BenchmarkAdmit(b *testing.B) {
 		roll.set("uid", record{Node: name, Credentials: []credential{{Key: keyOf(c), ID: idOf(c)}}})
 	}
 	m := New(Config{Certificates: func() Certificates {
-		return Certificates{ClientCA: ca.cert, Serving: ca.cert, Own: []*x509.Certificate{ca.cert}}
+		return Certificates{ClientCAs: []*x509.Certificate{ca.cert}, Serving: ca.cert, Own: []*x509.Certificate{ca.cert}}
 	}})
 	m.roll.Store(roll)
 	close(m.synced)

@@ -47,8 +47,8 @@ type Config struct {
 
 // Certificates are those of the server.
 type Certificates struct {
-	// ClientCA signs nodes' client certificates.
-	ClientCA *x509.Certificate
+	// ClientCAs sign, or have signed, nodes' client certificates.
+	ClientCAs []*x509.Certificate
 	// Serving is what the API server shows.
 	Serving *x509.Certificate
 	// Own are the client certificates of the server's own node that are valid, the

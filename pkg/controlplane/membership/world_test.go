@@ -67,7 +67,7 @@ func newWorld(t *testing.T, objects ...runtime.Object) *world {
 	})
 	serving := newAuthority(t, "server-ca")
 	w.certs = Certificates{
-		ClientCA: w.ca.cert,
+		ClientCAs: []*x509.Certificate{w.ca.cert},
 		Serving: serving.sign(t, &x509.Certificate{
 			Subject:  pkix.Name{CommonName: "kube-apiserver"},
 			DNSNames: []string{"kubernetes.default.svc", "localhost", "server", "*.api.example.org"}, IPAddresses: []net.IP{net.ParseIP("127.0.0.1"), net.ParseIP("192.0.2.1")},
