@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/knarr-dev/knarr/pkg/addons/dns"
 	"github.com/knarr-dev/knarr/pkg/component"
@@ -73,6 +74,7 @@ func (a Addons) dns(env *part.Env) ([]component.Spec, error) {
 		CIDRs:      []netip.Prefix{c.Network.ServiceCIDR, c.Network.ClusterCIDR},
 		ResolvConf: c.Node.ResolvConf,
 		Sockets:    a.DNSSockets,
+		Metrics:    legacyregistry.Registerer(),
 		Log:        env.Log,
 	}
 	var specs []component.Spec

@@ -27,6 +27,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/datastore"
+	"github.com/knarr-dev/knarr/pkg/pki"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
 
@@ -106,7 +107,7 @@ func (c Config) store() string { return filepath.Join(c.serverDir(), filepath.Fr
 const (
 	// storePath is the store's, in an archive and below <data-dir>/server.
 	storePath = "db/state.db"
-	// caPath is that of the certificate that names a cluster.
+	// caPath is that of the certificate that names a cluster, until it is replaced.
 	caPath = "tls/server-ca.crt"
 	// attempts are made to copy the store with files that did not change meanwhile.
 	attempts = 3
@@ -226,8 +227,12 @@ func (m *Manifest) glance(ctx context.Context, path string) error {
 	return nil
 }
 
-// clusterOf names the cluster of a server's folder.
+// clusterOf names the cluster of a server's folder: by its first authority, whatever
+// has replaced it.
 func clusterOf(dir string) (string, error) {
+	if first := pki.FirstAuthority(filepath.Join(dir, "tls")); first != "" {
+		return first, nil
+	}
 	text, err := os.ReadFile(filepath.Join(dir, filepath.FromSlash(caPath)))
 	if err != nil {
 		return "", fmt.Errorf("read the cluster's authority: %w", err)

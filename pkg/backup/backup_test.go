@@ -435,3 +435,33 @@ func TestScheduleMakesUpForWhatWasMissedAndPrunes(t *testing.T) {
 	}
 	stop()
 }
+
+// Backups of before and after new authorities are those of one cluster.
+func TestClusterKeepsItsNameWhenItsAuthorityIsReplaced(t *testing.T) {
+	cfg := pki.Config{Dir: filepath.Join(t.TempDir(), "tls"), NodeName: "node", ServiceIP: netip.MustParseAddr("10.43.0.1")}
+	name := func() string {
+		if _, err := pki.Ensure(cfg); err != nil {
+			t.Fatal(err)
+		}
+		c, err := clusterOf(filepath.Dir(cfg.Dir))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	before := name()
+	for range 2 {
+		if err := pki.BeginRotation(cfg.Dir, "", time.Now(), time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		if during := name(); during != before {
+			t.Errorf("%s during the overlap, not %s", during, before)
+		}
+		if err := pki.FinishRotation(cfg.Dir); err != nil {
+			t.Fatal(err)
+		}
+		if after := name(); after != before {
+			t.Errorf("%s after it, not %s", after, before)
+		}
+	}
+}

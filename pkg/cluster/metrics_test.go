@@ -76,7 +76,8 @@ func TestMetricsTellWhatTheStatusDoes(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range regexp.MustCompile(`\bknarr_[a-z_]+`).FindAllString(string(text), -1) {
-			if !known[name] {
+			// tests/cluster looks whether those of other packages are there.
+			if !known[name] && !regexp.MustCompile(`^knarr_(store|dns|backup|agent)_`).MatchString(name) {
 				t.Errorf("%s speaks of %s, and there is no such metric", path, name)
 			}
 		}

@@ -283,6 +283,15 @@ func readRetired(dir string) []string {
 	return strings.Fields(string(text))
 }
 
+// FirstAuthority is the hash, SHA-256 in hex, of the authority of servers that a
+// folder had first; empty if it was never replaced. It names the cluster for good.
+func FirstAuthority(dir string) string {
+	if all := readRetired(dir); len(all) > 0 {
+		return all[0] // see moveIn, which begins with it
+	}
+	return ""
+}
+
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

@@ -103,6 +103,9 @@ func TestAuthoritiesAreReplacedWithAnOverlap(t *testing.T) {
 	if hash := hashOf(before.ServerCA.CertPEM); len(after.Retired) != 3 || !slices.Contains(after.Retired, hash) {
 		t.Errorf("retired are %q", after.Retired)
 	}
+	if first := FirstAuthority(cfg.Dir); first != hashOf(before.ServerCA.CertPEM) {
+		t.Errorf("the first authority was %s", first)
+	}
 	if files, _ := os.ReadDir(filepath.Join(cfg.Dir, NextDir)); len(files) > 0 {
 		t.Errorf("left: %v", files)
 	}

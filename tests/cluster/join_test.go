@@ -28,12 +28,13 @@ import (
 func on(node string) kube.Option { return kube.Spec(func(s *corev1.PodSpec) { s.NodeName = node }) }
 
 func TestAgentsJoinAndLeave(t *testing.T) {
-	server := harness.Start(t, harness.Options{})
+	server := harness.Start(t, harness.Options{Args: []string{"--backup-schedule=@daily"}})
 	token := "KNARR_TOKEN=" + server.Token(t)
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{token}, Args: []string{"--node-label", "example.org/rack=7"}})
 	ns := server.Namespace(t)
 
 	t.Run("listens where docs/ports.md says", func(t *testing.T) { agent.CheckPorts(t, ports.Agent) })
+	t.Run("tells the metrics that contrib and docs speak of", func(t *testing.T) { knownMetrics(t, server, "edge-1") })
 	t.Run("is a node with its labels", func(t *testing.T) {
 		n, err := server.Client.CoreV1().Nodes().Get(t.Context(), "edge-1", metav1.GetOptions{})
 		if err != nil {

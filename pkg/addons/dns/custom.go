@@ -96,6 +96,7 @@ func (d *DNS) server(cl *cluster, fw *forwarder, c custom) (*served, error) {
 	}
 	s := &served{}
 	for i := range blocks {
+		site(ctl, i, 0).AddPlugin(func(next plugin.Handler) plugin.Handler { return &measure{told: d.told, next: next} })
 		site(ctl, i, 0).AddPlugin(func(next plugin.Handler) plugin.Handler { return &failures{log: d.cfg.Log, next: next} })
 		site(ctl, i, 0).AddPlugin(func(next plugin.Handler) plugin.Handler { return &shuffle{next: next} })
 	}

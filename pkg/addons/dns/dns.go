@@ -23,6 +23,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/rest"
@@ -77,12 +78,17 @@ type Config struct {
 	ResolvConf string
 	// Sockets are served; they stay open when the server stops.
 	Sockets *Sockets
+	// Metrics is where the metrics are registered while Run runs. Default: nowhere.
+	Metrics prometheus.Registerer
 	// Log hears of failed look-ups, at most once a minute. Default slog.Default().
 	Log *slog.Logger
 }
 
 // DNS is the cluster's name server as a component.
-type DNS struct{ cfg Config }
+type DNS struct {
+	cfg  Config
+	told *metrics
+}
 
 var _ component.Component = (*DNS)(nil)
 
@@ -100,7 +106,7 @@ func New(cfg Config) (*DNS, error) {
 	default:
 		return nil, fmt.Errorf("pod records %q: want %s, %s or %s", cfg.Pods, PodsInsecure, PodsVerified, PodsDisabled)
 	}
-	return &DNS{cfg: cfg}, nil
+	return &DNS{cfg: cfg, told: newMetrics()}, nil
 }
 
 func (c Config) withDefaults() Config {
@@ -139,6 +145,7 @@ func (d *DNS) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err != nil {
 		return err
 	}
+	defer d.told.register(d.cfg.Metrics)()
 	fw := newForwarder(d.upstreams())
 	defer fw.stop()
 	srv, err := d.server(cl, fw, nil)
