@@ -177,8 +177,18 @@ fuzz:
 	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' pkg); do for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
 		echo "$$name in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime 1m ./$$(dirname $$f) || exit 1; done; done
 
+# A hundred clusters in a row, four at once, and fifty killed at any moment.
+.PHONY: many
+many: build images
+	go test -count=1 -timeout 60m -v -run 'Many|Sweeps' ./tests/throwaway -many 100 $(ARGS)
+
+# Test suites of others that use envtest, on Knarr. SUITES names some of them.
+.PHONY: suites
+suites: build
+	@scripts/suites.sh $(SUITES)
+
 # All that takes hours.
-long: chaos cuts soak away test-cross test-s3 certificates rules fuzz
+long: chaos cuts soak away many suites test-cross test-s3 certificates rules fuzz
 
 clean:
 	rm -rf build dist
