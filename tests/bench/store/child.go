@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -158,6 +159,9 @@ func (s spec) load(ctx context.Context, c *clientv3.Client, figures map[string]f
 		figures[fmt.Sprint("updates-", clients)] = float64(len(took)) / writing.Seconds()
 		figures[fmt.Sprint("p99-", clients)] = ms(percentile(took, 99))
 	}
+	if err := s.backup(ctx, c, figures); err != nil {
+		return err
+	}
 	if err := s.watch(ctx, c, figures); err != nil {
 		return err
 	}
@@ -217,6 +221,39 @@ func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit
 	}
 	err := g.Wait()
 	return all, err
+}
+
+// backup measures updates while the store is copied as a backup does it.
+func (s spec) backup(ctx context.Context, c *clientv3.Client, figures map[string]float64) error {
+	if s.System == "etcd" {
+		return nil // its snapshots are another thing
+	}
+	to := filepath.Join(s.Dir, "copy.db")
+	for _, clients := range []int{1, 16} {
+		writing, stop := context.WithCancel(ctx)
+		took := make(chan []time.Duration, 1)
+		failed := make(chan error, 1)
+		go func() {
+			all, err := s.update(writing, c, clients, time.Hour, 0)
+			took <- all
+			failed <- err
+		}()
+		began := time.Now()
+		err := datastore.Copy(ctx, filepath.Join(s.Dir, "state.db"), to)
+		copied := time.Since(began)
+		stop()
+		all := <-took
+		if err := errors.Join(err, <-failed, os.Remove(to)); err != nil {
+			return err
+		}
+		if len(all) == 0 {
+			return errors.New("the copy was done before anything could be written: give more --objects")
+		}
+		figures[fmt.Sprint("backup-p99-", clients)] = ms(percentile(all, 99))
+		figures[fmt.Sprint("backup-max-", clients)] = ms(slices.Max(all))
+		figures["backup-took"] = ms(copied)
+	}
+	return nil
 }
 
 // watch measures how long it takes from a put to its event, for each of many
