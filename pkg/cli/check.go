@@ -15,6 +15,7 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/config"
 	"github.com/knarr-dev/knarr/pkg/host"
+	"github.com/knarr-dev/knarr/pkg/node/peers"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
 
@@ -201,6 +202,10 @@ func listeners(c *config.Config) []host.Listener {
 	if c.Network.FlannelBackend == "vxlan" {
 		// Where all of flannel's nodes expect each other.
 		all = append(all, host.Listener{Use: "flannel", Network: "udp", Addr: netip.AddrPortFrom(everywhere, 8472), Do: "use --flannel-backend=host-gw"})
+	}
+	if c.EmbeddedRegistry && c.Node.ContainerRuntimeEndpoint == "" {
+		// Where all nodes expect each other, too.
+		all = append(all, host.Listener{Use: "nodes that pull images from this one", Network: "tcp", Addr: netip.AddrPortFrom(everywhere, peers.Port), Do: "leave out --embedded-registry"})
 	}
 	if servesDNS(c) && c.Network.ClusterDNS.IsValid() {
 		for _, network := range []string{"udp", "tcp"} {
