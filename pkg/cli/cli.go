@@ -96,7 +96,7 @@ func New(c Commands) *cobra.Command {
 		root.AddCommand(newCheck(c))
 	}
 	root.AddCommand(newThrowaway()...)
-	root.AddCommand(newInstall(c), newUpgrade(), newRollback(), newUninstall(), newStop(), newStatus(), newCertificate(), newSupportBundle(c.Version),
+	root.AddCommand(newInstall(c), newUpgrade(), newRollback(), newUninstall(), newStop(), newStatus(), newTop(), newCertificate(), newSupportBundle(c.Version),
 		newStore(), newImage(), newBackup(c), newSecretsEncrypt(), newToken(), newVersion(c.Version), newCompletion())
 	root.AddCommand(newTools(c)...)
 	root.AddCommand(newStandIns(c)...)

@@ -87,4 +87,5 @@ func (p *process) routes(mux *http.ServeMux, report func() status.Report) {
 		}
 	})
 	mux.HandleFunc("GET "+GoroutinesPath, serveGoroutines)
+	mux.HandleFunc("GET "+UsagePath, serveUsage)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"runtime/pprof"
 	"sync"
 	"time"
 )
@@ -172,6 +173,9 @@ func waitForNeeds(stopping context.Context, m *member) bool {
 	return stopping.Err() == nil
 }
 
+// Label is the profiler's label of every goroutine of a component: its name.
+const Label = "component"
+
 // attempt calls Run once and returns how long the component was ready.
 func (g *Group) attempt(ctx context.Context, m *member) (time.Duration, error) {
 	ready, result := make(chan struct{}), make(chan error, 1)
@@ -186,7 +190,8 @@ func (g *Group) attempt(ctx context.Context, m *member) (time.Duration, error) {
 			}
 			result <- err
 		}()
-		err = m.Run(ctx, ready)
+		// Whatever it starts has the label, too.
+		pprof.Do(ctx, pprof.Labels(Label, m.status.Name), func(ctx context.Context) { err = m.Run(ctx, ready) })
 	}()
 
 	select {
