@@ -12,16 +12,25 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/host"
 )
 
 // Start-up allocates some 300 MB, of which 110 live: collecting it over and over
 // while it grows costs a tenth of the time. Not at all is no better: what lives
 // is then strewn over the whole heap, and 60 MB of holes stay for good. The
 // limit makes a few collections of it. Afterwards the process is mostly idle,
-// and memory is worth more than the time to collect it.
+// and memory is worth more than the time to collect it. While it is at work, as
+// collections that follow each other tell, it is the other way round: at 25 % a
+// hundred MB that live are marked for every 25 that are asked for.
 const (
 	startHeapLimit = 240 << 20 // bytes, on a machine that has four times as much
 	idleGCPercent  = 25
+	busyGCPercent  = 100 // less on a small machine
+	// Four times as much room makes collections four times as rare, so that the
+	// two must be further apart than that.
+	busyWithin = 2 * time.Second
+	calmAfter  = 10 * time.Second
 	// settleAfter readiness the first pods and controllers have run, too.
 	settleAfter = time.Minute
 )
@@ -33,16 +42,14 @@ func hurry() *heap {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return &heap{settled: true}
 	}
-	var info unix.Sysinfo_t
-	limit := int64(startHeapLimit)
-	if err := unix.Sysinfo(&info); err == nil {
-		limit = min(limit, int64(uint64(info.Totalram)*uint64(info.Unit)/4))
+	h := &heap{limit: startHeapLimit, memory: int64(host.Memory())}
+	if h.memory > 0 {
+		h.limit = min(h.limit, h.memory/4)
 	}
-	debug.SetMemoryLimit(limit)
+	debug.SetMemoryLimit(h.limit)
 	debug.SetGCPercent(-1)
-	h := &heap{limit: limit}
 	h.watch()
-	h.huge = useHugePages(limit * 2 / 3)
+	h.huge = useHugePages(h.limit * 2 / 3)
 	return h
 }
 
@@ -76,8 +83,11 @@ func (p pages) advise(how uintptr) { _ = advise(p.from, p.from+p.size, how) }
 type heap struct {
 	limit   int64
 	huge    pages
+	memory  int64 // what there is, in bytes
 	mu      sync.Mutex
 	settled bool
+	busy    bool      // room is given for work
+	last    time.Time // of the last collection
 }
 
 // watch looks at the heap after each collection; the runtime tells of one only
@@ -86,26 +96,52 @@ func (h *heap) watch() {
 	runtime.SetFinalizer(new(struct{ _ [16]byte }), func(any) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		if h.settled {
-			return
+		if !h.settled {
+			debug.SetMemoryLimit(max(h.limit, 2*liveHeap()))
+		} else if h.weigh(time.Now()) {
+			debug.SetGCPercent(h.percent(liveHeap()))
 		}
-		live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-		metrics.Read(live)
-		debug.SetMemoryLimit(max(h.limit, 2*int64(live[0].Value.Uint64())))
 		h.watch()
 	})
 }
 
-// settle makes memory dearer than time, once the cluster is ready. What is free
-// stays with the process until shrink: the first pods would only ask for it anew.
+// liveHeap is what the last collection found alive, in bytes.
+func liveHeap() int64 {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	return int64(live[0].Value.Uint64())
+}
+
+// weigh takes note of a collection, and tells whether the process has begun or
+// ended to be at work. The caller holds mu.
+func (h *heap) weigh(now time.Time) (changed bool) {
+	since := now.Sub(h.last)
+	h.last = now
+	was := h.busy
+	h.busy = since < busyWithin || was && since < calmAfter
+	return h.busy != was
+}
+
+// percent is how much may be asked for between two collections, of what lives:
+// an eighth of the machine at most. The caller holds mu.
+func (h *heap) percent(live int64) int {
+	if !h.busy {
+		return idleGCPercent
+	}
+	return int(max(idleGCPercent, min(busyGCPercent, h.memory/8*100/max(live, 1))))
+}
+
+// settle ends the start's way to collect, once the cluster is ready. What is free
+// stays with the process until shrink: the first pods would only ask for it anew,
+// and have room as any work has.
 func (h *heap) settle() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.settled {
 		return
 	}
-	h.settled = true
-	debug.SetGCPercent(idleGCPercent)
+	h.settled, h.busy, h.last = true, true, time.Now()
+	debug.SetGCPercent(h.percent(liveHeap()))
 	debug.SetMemoryLimit(math.MaxInt64)
 	// As long as the advice stands, the kernel makes huge pages of what
 	// collections have left full of holes (khugepaged: 16 MiB in ten seconds).

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
@@ -27,8 +28,37 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 	if got := debug.SetMemoryLimit(-1); got != math.MaxInt64 {
 		t.Errorf("after the start a limit of %d bytes stays", got)
 	}
-	if got := debug.SetGCPercent(-1); got != idleGCPercent {
-		t.Errorf("after the start the collector works at %d %%", got)
+	if got := debug.SetGCPercent(-1); got <= idleGCPercent {
+		t.Errorf("the first pods have room for %d %%", got)
+	}
+}
+
+func TestCollectionsThatFollowEachOtherMakeRoom(t *testing.T) {
+	now := time.Now()
+	h := &heap{memory: 8 << 30, busy: true, last: now}
+	const live = 100 << 20
+	for _, step := range []struct {
+		after time.Duration
+		want  int
+	}{
+		{9 * time.Second, busyGCPercent}, // still at work
+		{11 * time.Second, idleGCPercent},
+		{3 * time.Second, idleGCPercent},
+		{time.Second, busyGCPercent},
+		{time.Minute, idleGCPercent},
+	} {
+		now = now.Add(step.after)
+		h.weigh(now)
+		if got := h.percent(live); got != step.want {
+			t.Errorf("a collection after %s: %d %%, want %d", step.after, got, step.want)
+		}
+	}
+	small := &heap{memory: 512 << 20, busy: true}
+	if got := small.percent(live); got != 64 {
+		t.Errorf("with 512 MiB of memory: %d %%", got)
+	}
+	if got := small.percent(512 << 20); got != idleGCPercent {
+		t.Errorf("with more alive than there is memory: %d %%", got)
 	}
 }
 

@@ -14,7 +14,15 @@ const (
 	minAvailable = 256 << 20
 )
 
-func (s *survey) checkMemory(f *findings) string {
+// Memory is what this process and its pods can have, in bytes: the machine's
+// memory, or a tighter limit of a cgroup. 0 if it cannot be told.
+func Memory() uint64 {
+	total, _, _ := new(Machine).survey(Config{}).memory()
+	return total
+}
+
+// memory is what there is in all and free, in bytes, and the file that says so.
+func (s *survey) memory() (total, free uint64, where string) {
 	info := map[string]uint64{}
 	for line := range strings.Lines(s.read("/proc/meminfo")) {
 		fields := strings.Fields(line)
@@ -26,10 +34,15 @@ func (s *survey) checkMemory(f *findings) string {
 			info[strings.TrimSuffix(fields[0], ":")] = kib << 10
 		}
 	}
-	total, free, where := info["MemTotal"], info["MemAvailable"], "/proc/meminfo"
+	total, free, where = info["MemTotal"], info["MemAvailable"], "/proc/meminfo"
 	if limit, file := s.memoryLimit(); limit < total {
 		total, free, where = limit, min(free, limit), file
 	}
+	return total, free, where
+}
+
+func (s *survey) checkMemory(f *findings) string {
+	total, free, where := s.memory()
 	if total == 0 {
 		return ""
 	}
