@@ -157,7 +157,7 @@ func packArchive(ctx context.Context, work string, t target) (pack.File, error) 
 	}
 	for _, p := range programs() {
 		fmt.Fprintf(os.Stderr, "building %s %s\n", p.module, p.version)
-		files, err := buildProgram(ctx, work, root, t, p, &licenses)
+		files, err := buildProgram(ctx, work, root.Dir, t, p, &licenses)
 		if err != nil {
 			return pack.File{}, fmt.Errorf("build %s %s: %w", p.module, p.version, err)
 		}

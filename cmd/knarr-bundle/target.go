@@ -1,14 +1,14 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/knarr-dev/knarr/pkg/bundle/debian"
 )
 
 // target is the machine that the archive is for: this one, or one whose
@@ -18,20 +18,18 @@ type target struct {
 	arm    string // GOARM, for the processors that have it
 	cflags []string
 
-	// What follows counts for other machines than this one.
-	debian   string // as Debian calls the processor
-	triplet  string // as compilers and folders of libraries call it
-	emulator string // qemu's, which runs its programs here
+	debian   debian.Arch
+	emulator string // qemu's, which runs programs of other machines here
 }
 
 func targets() map[string]target {
 	all := map[string]target{}
 	for _, t := range []target{
-		{arch: "amd64", debian: "amd64", triplet: "x86_64-linux-gnu", emulator: "qemu-x86_64-static"},
-		{arch: "arm64", debian: "arm64", triplet: "aarch64-linux-gnu", emulator: "qemu-aarch64-static"},
+		{arch: "amd64", emulator: "qemu-x86_64-static"},
+		{arch: "arm64", emulator: "qemu-aarch64-static"},
 		// ARMv7, as Debian's armhf. System calls take their number in r7, which
 		// Thumb code may need for its frame pointer.
-		{arch: "arm", arm: "7", cflags: []string{"-marm"}, debian: "armhf", triplet: "arm-linux-gnueabihf", emulator: "qemu-arm-static"},
+		{arch: "arm", arm: "7", cflags: []string{"-marm"}, emulator: "qemu-arm-static"},
 	} {
 		all[t.arch] = t
 	}
@@ -43,7 +41,9 @@ func targetOf(arch string) (target, error) {
 	if !ok {
 		return t, fmt.Errorf("-arch %s: known are %s", arch, strings.Join(slices.Sorted(maps.Keys(targets())), ", "))
 	}
-	return t, nil
+	var err error
+	t.debian, err = debian.ArchOf(arch)
+	return t, err
 }
 
 func (t target) foreign() bool { return t.arch != runtime.GOARCH }
@@ -51,7 +51,7 @@ func (t target) foreign() bool { return t.arch != runtime.GOARCH }
 // compiler is the C compiler for the target.
 func (t target) compiler() string {
 	if t.foreign() {
-		return t.triplet + "-gcc"
+		return t.debian.Folder + "-gcc"
 	}
 	return "gcc"
 }
@@ -62,7 +62,7 @@ func (t target) env(root string) []string {
 	if !t.foreign() {
 		return env
 	}
-	lib := filepath.Join(root, "usr/lib", t.triplet)
+	lib := filepath.Join(root, "usr/lib", t.debian.Folder)
 	return append(env,
 		"PKG_CONFIG_SYSROOT_DIR="+root, "PKG_CONFIG_LIBDIR="+filepath.Join(lib, "pkgconfig"),
 		"CGO_CFLAGS=-O2 -I"+filepath.Join(root, "usr/include"), "CGO_LDFLAGS=-L"+lib)
@@ -84,32 +84,4 @@ func (t target) libraries() []string {
 		return []string{"libseccomp2", "libseccomp-dev"}
 	}
 	return nil
-}
-
-// apt returns the options with which apt-get fetches packages of the target.
-// Lists of another processor's packages are kept in work, so that neither apt
-// nor dpkg of this machine has to know of it. That some source has none is told
-// by stale, and matters only if a package is then missing.
-func (t target) apt(ctx context.Context, work string) (options []string, stale, err error) {
-	if !t.foreign() {
-		return nil, nil, nil
-	}
-	dir := filepath.Join(work, "apt")
-	for _, d := range []string{"state/lists/partial", "cache/archives/partial"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
-			return nil, nil, err
-		}
-	}
-	status := filepath.Join(dir, "status")
-	if err := os.WriteFile(status, nil, 0o644); err != nil {
-		return nil, nil, err
-	}
-	for _, o := range []string{
-		"APT::Architecture=" + t.debian, "APT::Architectures=" + t.debian, "APT::Sandbox::User=root", "Acquire::Languages=none",
-		"Dir::State=" + filepath.Join(dir, "state"), "Dir::Cache=" + filepath.Join(dir, "cache"), "Dir::State::status=" + status,
-	} {
-		options = append(options, "-o", o)
-	}
-	_, stale = command(ctx, dir, nil, "apt-get", append(slices.Clone(options), "-q", "update")...)
-	return options, stale, nil
 }

@@ -56,10 +56,10 @@ func tools() []program {
 	}}
 }
 
-// debian lists the packages that nft and all its libraries come from, in the
+// packages lists Debian's packages that nft and all its libraries come from, in the
 // version that the building machine's Debian offers. The build fails, and
 // says what is missing, if a library is in none of them.
-func debian() []string {
+func packages() []string {
 	return []string{
 		"nftables", "libnftables1", "libnftnl11", "libmnl0", "libjansson4", "libgmp10", "libxtables12",
 		"libedit2", "libbsd0", "libmd0", "libtinfo6", "libc6",

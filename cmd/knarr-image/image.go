@@ -71,17 +71,28 @@ func contents(ctx context.Context, work, goarch, knarr, crictl string) ([]ocitar
 	}
 	files = append(files, ocitar.File{Name: "etc/ssl/certs/ca-certificates.crt", Mode: 0o644, Data: slices.Concat(authorities...)})
 	for _, p := range packages() {
-		licence, err := root.Glob("usr/share/doc/" + p + "/copyright")
+		licence, err := root.Copyright(p)
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, ocitar.File{Name: path.Join("usr/share/doc", p, "copyright"), Mode: 0o644, Data: licence[0]})
+		files = append(files, ocitar.File{Name: path.Join("usr/share/doc", p, "copyright"), Mode: 0o644, Data: licence})
 	}
-	programs, err := root.Programs("mount", "umount")
+	programs := []string{"mount", "umount"}
+	objects, err := root.Closure(programs...)
 	if err != nil {
 		return nil, fmt.Errorf("take mount from Debian's packages: %w", err)
 	}
-	files = append(files, programs...)
+	for _, o := range objects {
+		// The loader where programs look for it, and libraries where it does.
+		as, mode := path.Join("lib", arch.Folder, o.Name), fs.FileMode(0o644)
+		switch {
+		case o.Loader != "":
+			as, mode = strings.TrimPrefix(o.Loader, "/"), 0o755
+		case slices.Contains(programs, o.Name):
+			as, mode = path.Join("usr/bin", o.Name), 0o755
+		}
+		files = append(files, ocitar.File{Name: as, Mode: mode, Data: o.Data})
+	}
 	links := []string{"ctr", "helm", "kubectl"}
 	if crictl != "" {
 		data, err := os.ReadFile(crictl)

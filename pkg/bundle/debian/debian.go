@@ -1,5 +1,6 @@
 // Package debian takes programs with all that they are linked with, and other
-// files, out of Debian's packages, also of those for other processors.
+// files, out of Debian's packages, also of those for other processors. What Knarr
+// carries comes by it, and what its container image has besides.
 package debian
 
 import (
@@ -15,14 +16,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"github.com/knarr-dev/knarr/pkg/bundle/ocitar"
 )
 
 // Arch is a processor as Debian calls it.
 type Arch struct {
 	Name   string // of packages
-	Folder string // of libraries, below /lib
+	Folder string // of libraries, below /lib; compilers have it before their name
 }
 
 // ArchOf tells what Debian calls a GOARCH. arm is ARMv7.
@@ -41,8 +40,15 @@ func ArchOf(goarch string) (Arch, error) {
 
 // Root is a folder that packages were unpacked into.
 type Root struct {
-	dir  string
-	arch Arch
+	// Dir has what the packages have, as it lies below / where they are installed.
+	Dir string
+	// Packages are those that were fetched, in the order of their files' names.
+	Packages []Package
+}
+
+// Package is one of a Root.
+type Package struct {
+	Name, Version string
 }
 
 // Unpack fetches packages by apt-get, with the lists and from the mirrors that
@@ -72,11 +78,17 @@ func Unpack(ctx context.Context, dir string, arch Arch, packages ...string) (*Ro
 	if err != nil {
 		return nil, err
 	}
-	r := &Root{dir: filepath.Join(dir, "root"), arch: arch}
+	r := &Root{Dir: filepath.Join(dir, "root")}
 	for _, f := range files {
-		if _, err := run(ctx, debs, "dpkg-deb", "-x", f, r.dir); err != nil {
+		if _, err := run(ctx, debs, "dpkg-deb", "-x", f, r.Dir); err != nil {
 			return nil, err
 		}
+		about, err := run(ctx, debs, "dpkg-deb", "-W", "--showformat=${Package} ${Version}", f)
+		if err != nil {
+			return nil, err
+		}
+		name, version, _ := strings.Cut(about, " ")
+		r.Packages = append(r.Packages, Package{name, version})
 	}
 	return r, nil
 }
@@ -107,7 +119,7 @@ func foreign(ctx context.Context, dir string, arch Arch) (options []string, stal
 // Glob are the contents of the files that a pattern of path.Match matches, in the
 // order of their names.
 func (r *Root) Glob(pattern string) ([][]byte, error) {
-	names, err := filepath.Glob(filepath.Join(r.dir, pattern))
+	names, err := filepath.Glob(filepath.Join(r.Dir, pattern))
 	if err != nil {
 		return nil, err
 	}
@@ -125,15 +137,32 @@ func (r *Root) Glob(pattern string) ([][]byte, error) {
 	return all, nil
 }
 
-// Programs are programs for usr/bin, the loader where they look for it, and the
-// libraries where it does.
-func (r *Root) Programs(names ...string) ([]ocitar.File, error) {
+// Copyright is the text of a package's licences.
+func (r *Root) Copyright(name string) ([]byte, error) {
+	return os.ReadFile(filepath.Join(r.Dir, "usr/share/doc", name, "copyright"))
+}
+
+// Object is a program or what it needs to run.
+type Object struct {
+	Name string
+	// Loader is the path at which programs look for it, where it is their loader.
+	Loader string
+	Data   []byte
+}
+
+// Closure are programs by their file names, and all that they need: libraries,
+// theirs, and the loader.
+func (r *Root) Closure(names ...string) ([]Object, error) {
 	found, err := r.objects()
 	if err != nil {
 		return nil, err
 	}
-	var files []ocitar.File
-	done := map[string]bool{}
+	return closure(found, names)
+}
+
+func closure(found map[string]string, names []string) ([]Object, error) {
+	var all []Object
+	done, loaders := map[string]bool{}, map[string]string{}
 	for todo := slices.Clone(names); len(todo) > 0; todo = todo[1:] {
 		name := todo[0]
 		if done[name] {
@@ -142,7 +171,7 @@ func (r *Root) Programs(names ...string) ([]ocitar.File, error) {
 		done[name] = true
 		file, ok := found[name]
 		if !ok {
-			return nil, fmt.Errorf("the packages have no %s", name)
+			return nil, fmt.Errorf("%s is in none of the packages", name)
 		}
 		data, err := os.ReadFile(file)
 		if err != nil {
@@ -157,28 +186,24 @@ func (r *Root) Programs(names ...string) ([]ocitar.File, error) {
 			return nil, fmt.Errorf("read %s: %w", name, err)
 		}
 		todo = append(todo, needs...)
-		as, mode := path.Join("lib", r.arch.Folder, name), fs.FileMode(0o644)
 		if slices.Contains(names, name) {
-			as, mode = path.Join("usr/bin", name), 0o755
-		}
-		if loader := interpreter(f); loader != "" && !done[path.Base(loader)] {
-			done[path.Base(loader)] = true
-			data, err := os.ReadFile(found[path.Base(loader)])
+			loader, err := interpreter(f)
 			if err != nil {
-				return nil, fmt.Errorf("take the loader of %s: %w", name, err)
+				return nil, fmt.Errorf("read %s: %w", name, err)
 			}
-			files = append(files, ocitar.File{Name: strings.TrimPrefix(loader, "/"), Mode: 0o755, Data: data})
+			loaders[path.Base(loader)] = loader
+			todo = append(todo, path.Base(loader))
 		}
-		files = append(files, ocitar.File{Name: as, Mode: mode, Data: data})
+		all = append(all, Object{Name: name, Loader: loaders[name], Data: data})
 	}
-	return files, nil
+	return all, nil
 }
 
 // objects finds programs and libraries by file name. Debian's libraries are links
 // to a name with the full version; both lead to the file.
 func (r *Root) objects() (map[string]string, error) {
 	found := map[string]string{}
-	err := filepath.WalkDir(r.dir, func(p string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(r.Dir, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
@@ -193,7 +218,7 @@ func (r *Root) objects() (map[string]string, error) {
 			return err
 		}
 		if path.IsAbs(to) {
-			found[d.Name()] = filepath.Join(r.dir, to)
+			found[d.Name()] = filepath.Join(r.Dir, to)
 		} else {
 			found[d.Name()] = filepath.Join(filepath.Dir(p), to)
 		}
@@ -202,17 +227,17 @@ func (r *Root) objects() (map[string]string, error) {
 	return found, err
 }
 
-// interpreter is the loader that an executable asks for, "" if it asks for none.
-func interpreter(f *elf.File) string {
+// interpreter is the loader that an executable asks for.
+func interpreter(f *elf.File) (string, error) {
 	i := slices.IndexFunc(f.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP })
 	if i < 0 {
-		return ""
+		return "", errors.New("it names no loader")
 	}
 	b := make([]byte, f.Progs[i].Filesz)
 	if _, err := f.Progs[i].ReadAt(b, 0); err != nil {
-		return ""
+		return "", fmt.Errorf("its loader's name: %w", err)
 	}
-	return string(bytes.TrimRight(b, "\x00"))
+	return string(bytes.TrimRight(b, "\x00")), nil
 }
 
 func run(ctx context.Context, dir, name string, args ...string) (string, error) {
