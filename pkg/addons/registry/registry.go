@@ -36,8 +36,6 @@ const (
 	abandoned = 7 * 24 * time.Hour
 	// repositories is where Distribution keeps them.
 	repositories = "/docker/registry/v2/repositories"
-	// stopTimeout is how long an upload or a pull may hold up a stop.
-	stopTimeout = 2 * time.Second
 )
 
 // Config is what the registry is told.
@@ -103,22 +101,13 @@ func (r *Registry) Run(ctx context.Context, ready chan<- struct{}) error {
 		Handler: onlyPrograms(h), ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: log.New(io.Discard, "", 0), // clients that went away
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.Serve(l) }()
 	close(ready)
 	var tidying sync.WaitGroup
 	tidying.Go(func() { r.tidy(ctx) })
 	defer tidying.Wait()
 	defer cancel()
-	select {
-	case err := <-failed:
+	if err := component.ServeHTTP(ctx, srv, func() error { return srv.Serve(l) }); err != nil {
 		return fmt.Errorf("serve the registry on %s: %w", r.cfg.Listen, err)
-	case <-ctx.Done():
-	}
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer done()
-	if srv.Shutdown(stop) != nil {
-		_ = srv.Close() // whoever is left tries again
 	}
 	return nil
 }

@@ -42,8 +42,6 @@ const (
 	strangersFor = time.Second
 	// membersTimeout bounds the wait for such a list; after it the last one counts.
 	membersTimeout = 2 * time.Second
-	// stopTimeout is how long a transfer may hold up a stop.
-	stopTimeout = 2 * time.Second
 )
 
 // Node is one of the cluster.
@@ -123,19 +121,10 @@ func (p *Peers) Run(ctx context.Context, ready chan<- struct{}) error {
 		IdleTimeout:       time.Minute,
 		ErrorLog:          log.New(io.Discard, "", 0), // strangers, and nodes that went away
 	}
-	failed := make(chan error, 1)
-	go func() { failed <- srv.ServeTLS(l, "", "") }()
 	close(ready)
 	defer p.client.CloseIdleConnections()
-	select {
-	case err := <-failed:
+	if err := component.ServeHTTP(ctx, srv, func() error { return srv.ServeTLS(l, "", "") }); err != nil {
 		return fmt.Errorf("serve images to other nodes on %s: %w", p.cfg.Listen, err)
-	case <-ctx.Done():
-	}
-	stop, done := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
-	defer done()
-	if srv.Shutdown(stop) != nil {
-		_ = srv.Close() // whoever is left asks another node
 	}
 	return nil
 }
