@@ -77,7 +77,7 @@ func (a *Agent) Run(ctx context.Context, ready chan<- struct{}) error {
 	})
 	_ = in.SetTransform(part.Trim) // fails only once it runs
 	see := func(obj any) {
-		if m, ok := obj.(*corev1.ConfigMap); ok {
+		if m, ok := obj.(*corev1.ConfigMap); ok && m.Name == jobsConfigMap {
 			a.see(ctx, &tasks, m.Data)
 		}
 	}
