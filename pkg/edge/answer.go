@@ -69,8 +69,9 @@ func (s *Store) answer(req *http.Request, q question, back <-chan struct{}) (*ht
 }
 
 // contents are what the store has of a selection, and its resourceVersion, which
-// is remembered as told offline.
-func (s *Store) contents(q question) (*selection, string, [][]byte, error) {
+// is remembered as told offline. From then on, w is told what changes of them; it
+// may be nil.
+func (s *Store) contents(q question, w *silence) (*selection, string, [][]byte, error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	sel, ok := s.x.selections[q.selection]
@@ -87,13 +88,20 @@ func (s *Store) contents(q question) (*selection, string, [][]byte, error) {
 	}
 	rv := s.x.version(sel, members)
 	s.watchMu.Lock()
+	defer s.watchMu.Unlock()
+	if q.id.resource == endpointSliceResource {
+		rv = s.addresses.version(rv)
+		for i := range values {
+			values[i] = s.addresses.mend(values[i], rv)
+		}
+		s.follow(q, w)
+	}
 	s.offered[q.selection] = rv
-	s.watchMu.Unlock()
 	return sel, rv, values, nil
 }
 
 func (s *Store) answerList(req *http.Request, q question) (*http.Response, error) {
-	sel, rv, values, err := s.contents(q)
+	sel, rv, values, err := s.contents(q, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -107,25 +115,24 @@ func (s *Store) answerList(req *http.Request, q question) (*http.Response, error
 // answerWatch goes on from the resourceVersion that is asked for, or begins with
 // what there is.
 func (s *Store) answerWatch(req *http.Request, q question, back <-chan struct{}) (*http.Response, error) {
-	w := &silence{ctx: req.Context(), back: back, end: s.link.ctx.Done(), closed: make(chan struct{}), least: time.Now().Add(shortWatch)}
+	w := &silence{
+		ctx: req.Context(), back: back, end: s.link.ctx.Done(), closed: make(chan struct{}), least: time.Now().Add(shortWatch),
+		more: make(chan struct{}, 1), forget: s.unfollow,
+	}
 	from := q.query.Get("resourceVersion")
 	all := isTrue(q.query.Get("sendInitialEvents"))
-	s.watchMu.Lock()
-	offered := s.offered[q.selection]
-	s.watchMu.Unlock()
-	if all || from == "" || from == "0" || from == offered {
-		last, err := expired(q.json)
-		if err != nil {
-			return nil, err
-		}
-		w.last = last
+	last, err := expired(q.json)
+	if err != nil {
+		return nil, err
 	}
 	if all || from == "" || from == "0" {
-		first, err := s.firstEvents(q, all)
-		if err != nil {
+		w.last = last
+		if w.text, err = s.firstEvents(q, w, all); err != nil {
+			w.Close()
 			return nil, err
 		}
-		w.text = first
+	} else {
+		s.goOn(q, w, from, last)
 	}
 	resp := respond(req, q, http.StatusOK, nil)
 	if !q.json {
@@ -135,9 +142,28 @@ func (s *Store) answerWatch(req *http.Request, q question, back <-chan struct{})
 	return resp, nil
 }
 
+// goOn has a watch follow a resourceVersion: one of ours, or of a server's.
+func (s *Store) goOn(q question, w *silence, from string, last []byte) {
+	s.watchMu.Lock()
+	defer s.watchMu.Unlock()
+	ours := from == s.offered[q.selection]
+	if ours {
+		w.last = last
+	}
+	if q.id.resource != endpointSliceResource {
+		return
+	}
+	if !ours && s.addresses.changes > 0 {
+		// It has missed addresses that were told since: it begins anew.
+		w.text, w.over = last, true
+		return
+	}
+	s.follow(q, w)
+}
+
 // firstEvents tell what there is; marked says that a bookmark ends them.
-func (s *Store) firstEvents(q question, marked bool) ([]byte, error) {
-	sel, rv, values, err := s.contents(q)
+func (s *Store) firstEvents(q question, w *silence, marked bool) ([]byte, error) {
+	sel, rv, values, err := s.contents(q, w)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +210,8 @@ const keptHeader = "Knarr-Answer"
 // reflector taking it for a failure, which it backs off from.
 const shortWatch = 1100 * time.Millisecond
 
-// silence is the body of a watch in which nothing happens until a server is back.
+// silence is the body of a watch in which nothing happens until a server is back,
+// but for new addresses of pods.
 type silence struct {
 	ctx    context.Context
 	back   <-chan struct{}
@@ -192,18 +219,33 @@ type silence struct {
 	least  time.Time
 	once   sync.Once
 	closed chan struct{}
+	forget func(*silence) // called by Close
 
 	text []byte // to be read before anything else
-	last []byte // to be read when a server is back
-	over bool
+	over bool   // nothing comes after text
+
+	more   chan struct{} // has an element when there is something in queued
+	mu     sync.Mutex
+	queued []byte
+	last   []byte // to be read when a server is back
+}
+
+// tell has the text read, and last when a server is back.
+func (w *silence) tell(text, last []byte) {
+	w.mu.Lock()
+	w.queued, w.last = append(w.queued, text...), last
+	w.mu.Unlock()
+	select {
+	case w.more <- struct{}{}:
+	default:
+	}
 }
 
 func (w *silence) Read(p []byte) (int, error) {
-	if len(w.text) == 0 && !w.over {
+	for len(w.text) == 0 && !w.over {
 		if err := w.wait(); err != nil {
 			return 0, err
 		}
-		w.over, w.text = true, w.last
 	}
 	if len(w.text) == 0 {
 		return 0, io.EOF
@@ -215,6 +257,11 @@ func (w *silence) Read(p []byte) (int, error) {
 
 func (w *silence) wait() error {
 	select {
+	case <-w.more:
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.text, w.queued = w.queued, nil
+		return nil
 	case <-w.back:
 	case <-w.end:
 		return io.EOF
@@ -223,7 +270,10 @@ func (w *silence) wait() error {
 	case <-w.closed:
 		return http.ErrBodyReadAfterClose
 	}
-	if len(w.last) > 0 {
+	w.mu.Lock()
+	w.over, w.text = true, w.last
+	w.mu.Unlock()
+	if len(w.text) > 0 {
 		return nil
 	}
 	t := time.NewTimer(time.Until(w.least))
@@ -240,6 +290,9 @@ func (w *silence) wait() error {
 }
 
 func (w *silence) Close() error {
-	w.once.Do(func() { close(w.closed) })
+	w.once.Do(func() {
+		close(w.closed)
+		w.forget(w)
+	})
 	return nil
 }

@@ -18,7 +18,8 @@
 //     what the server has, and is told only the differences.
 //   - a TokenRequest gets the last token that the same pod had, expired or not,
 //     since no volume is mounted without one.
-//   - writes fail.
+//   - writes fail. But where a kubelet says that a pod has another address, the
+//     EndpointSlices that are told have it from then on, also those of open watches.
 //
 // No server can be reached when a request fails in the transport or with a status
 // of 500 or more and a probe does too. Any answer below 500 counts as a server: a
@@ -43,6 +44,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/knarr-dev/knarr/pkg/durable"
 	"github.com/knarr-dev/knarr/pkg/edge/sealed"
@@ -86,10 +89,11 @@ type Store struct {
 	// file is where contents are; it is replaced when it is rewritten.
 	file *sealed.File
 
-	watchMu  sync.Mutex
-	watched  map[string]int    // open watches of a selection
-	offered  map[string]string // the resourceVersion that was told offline
-	excluded map[string]bool   // selections that are too big to be kept
+	watchMu   sync.Mutex
+	watched   map[string]int    // open watches of a selection
+	offered   map[string]string // the resourceVersion that was told offline
+	excluded  map[string]bool   // selections that are too big to be kept
+	addresses addresses
 
 	// The worker's own.
 	due     time.Time // when to write next; zero if there is nothing to write
@@ -118,7 +122,8 @@ func openWith(cfg Config, lim limits) (*Store, error) {
 	s := &Store{
 		cfg: cfg, lim: lim, log: cfg.Log, jobs: newQueue(), done: make(chan struct{}),
 		watched: map[string]int{}, offered: map[string]string{}, excluded: map[string]bool{}, pages: map[string]*page{},
-		sweepAt: time.Now().Add(lim.settled),
+		addresses: addresses{of: map[types.UID]podAddresses{}, open: map[*silence]question{}},
+		sweepAt:   time.Now().Add(lim.settled),
 	}
 	if err := s.open(); err != nil {
 		return nil, err

@@ -188,7 +188,7 @@ func TestAWatchIsNotHeldBack(t *testing.T) {
 func TestACancelledRequestEndsItsSilence(t *testing.T) {
 	s := openStore(t, t.TempDir())
 	ctx, cancel := context.WithCancel(context.Background())
-	w := &silence{ctx: ctx, back: make(chan struct{}), end: s.link.ctx.Done(), closed: make(chan struct{})}
+	w := &silence{ctx: ctx, back: make(chan struct{}), end: s.link.ctx.Done(), closed: make(chan struct{}), forget: func(*silence) {}}
 	cancel()
 	if n, err := w.Read(make([]byte, 1)); n != 0 || !errors.Is(err, context.Canceled) {
 		t.Errorf("%d, %v", n, err)

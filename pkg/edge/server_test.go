@@ -29,6 +29,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer/protobuf"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
@@ -199,6 +200,8 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		obj = a.objects[resourceOf(obj)][nameOf(obj)]
 		a.mu.Unlock()
 		a.answer(w, r, map[string]int{http.MethodPost: 201}[r.Method], obj)
+	case r.Method == http.MethodPatch && res == podResource && len(rest) == 3 && rest[2] == "status":
+		a.patch(w, r, namespace+"/"+rest[1])
 	case r.Method != http.MethodGet:
 		a.fail(w, r, 405, metav1.StatusReasonMethodNotAllowed, nil)
 	case len(rest) == 2:
@@ -215,6 +218,28 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		a.list(w, r, res, namespace)
 	}
+}
+
+// patch changes a pod's status.
+func (a *apiServer) patch(w http.ResponseWriter, r *http.Request, name string) {
+	patch, err := io.ReadAll(r.Body)
+	if err != nil {
+		a.t.Error(err)
+	}
+	a.mu.Lock()
+	was, err := json.Marshal(a.objects[podResource][name])
+	a.mu.Unlock()
+	if err != nil {
+		a.t.Error(err)
+	}
+	now, err := strategicpatch.StrategicMergePatch(was, patch, corev1.Pod{})
+	var p corev1.Pod
+	if err != nil || json.Unmarshal(now, &p) != nil {
+		a.fail(w, r, 400, metav1.StatusReasonBadRequest, nil)
+		return
+	}
+	a.put(&p)
+	a.answer(w, r, 200, &p)
 }
 
 func (a *apiServer) fits(r *http.Request, namespace string, obj runtime.Object) bool {

@@ -42,6 +42,9 @@ func (s *Store) sweep(now time.Time) urgency {
 	} else {
 		b.again = false
 	}
+	if len(b.pods) > 0 {
+		s.forgetPods(b.pods)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, sel := range b.selections {

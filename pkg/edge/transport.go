@@ -34,6 +34,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.store.isClosed() {
 		return t.inner.RoundTrip(req)
 	}
+	if id, ok := patchesPodStatus(req); ok {
+		return t.patchStatus(req, id)
+	}
 	switch {
 	case !ok:
 		return t.pass(req)

@@ -22,11 +22,23 @@ func TestNodeLivesWithoutItsServer(t *testing.T) {
 		kube.Pod("web", on("edge-1"), kube.Shell(`testbox serve --port=8080 --body="$(cat /secret/word) $(cat /settings/colour) $(test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token)"`),
 			kube.Expose("http", 8080), kube.Mount("secret", "/secret", kube.Secrets("key")), kube.Mount("settings", "/settings", kube.Settings("settings"))),
 		kube.Service("web", kube.For("web"), kube.Port(80, 8080)),
-		// It takes no address that the other could have after the reboot: endpoints stay
-		// as a server has told them last (docs/joining.md).
-		kube.Pod("gone", on("edge-1"), kube.Spec(func(p *corev1.PodSpec) { p.HostNetwork = true }), kube.Serve("to be deleted")))
+		kube.Pod("gone", on("edge-1"), kube.Serve("to be deleted")))
+	// The reboot gives pods addresses in the order in which they start: others than
+	// they had, or each other's.
+	others := map[string]string{"one": "", "two": "", "three": ""}
+	for name := range others {
+		server.Create(t, ns, kube.Pod(name, on("edge-1"), kube.Serve("this is "+name)), kube.Service(name, kube.For(name), kube.Port(80, 8080)))
+	}
 	before := server.WaitPodRunning(t, ns, "web")
 	server.WaitPodRunning(t, ns, "gone")
+	for name := range others {
+		server.WaitPodRunning(t, ns, name)
+		s, err := server.Client.CoreV1().Services(ns).Get(t.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		others[name] = "http://" + s.Spec.ClusterIP
+	}
 	svc, err := server.Client.CoreV1().Services(ns).Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -64,6 +76,15 @@ func TestNodeLivesWithoutItsServer(t *testing.T) {
 	answers("the Service's answer after a reboot without a server", byService...)
 	t.Logf("the pod of before answers %s after the start of an agent that has no server", time.Since(began).Round(100*time.Millisecond))
 	answers("the Service's name after a reboot without a server", lookup...)
+	for name, url := range others {
+		agent.WaitFor(t, "the Service "+name+" to lead to its pod", func(ctx context.Context) (bool, error) {
+			out, err := agent.ExecErr(ctx, box, "get", "--timeout", "2s", url)
+			if err == nil && !strings.Contains(out, "this is "+name) {
+				t.Fatalf("the Service %s led to a pod that answers %q", name, out)
+			}
+			return err == nil, err
+		})
+	}
 
 	// The pod that was restarted by the reboot is not restarted for the server's return.
 	server.Resume(t)

@@ -1,0 +1,297 @@
+package edge
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+)
+
+// A pod that starts again with no server in reach gets another address, perhaps
+// one that another pod had, and nobody writes it into the EndpointSlices. The
+// kubelet tries to tell it all the same, by the status of the pod. What it says is
+// put into the slices that are told offline, and into the watches of them that are
+// open.
+
+// addresses are those of pods, as this node's kubelet said them last.
+type addresses struct {
+	of map[types.UID]podAddresses
+	// changes counts what was said while no server could be reached. It is added
+	// to the resourceVersion that slices are told with.
+	changes uint64
+	open    map[*silence]question // offline watches of slices
+}
+
+type podAddresses struct {
+	ips []string
+	// alone is set if nobody else can have them: not on the host's network.
+	alone bool
+}
+
+// saidStatus is what is read of a patch of a pod's status.
+type saidStatus struct {
+	Metadata struct {
+		UID types.UID `json:"uid"`
+	} `json:"metadata"`
+	Status struct {
+		PodIPs []struct {
+			IP    string `json:"ip"`
+			Patch string `json:"$patch"`
+		} `json:"podIPs"`
+		Order []corev1.PodIP `json:"$setElementOrder/podIPs"`
+	} `json:"status"`
+}
+
+// ips are all addresses that the pod has after the patch; none if it says nothing
+// of them. A patch of a list that has changed names all its members in their
+// order; one of a list that was empty only has the members.
+func (p *saidStatus) ips() []string {
+	var ips []string
+	for _, a := range p.Status.Order {
+		ips = append(ips, a.IP)
+	}
+	if len(ips) > 0 {
+		return ips
+	}
+	for _, a := range p.Status.PodIPs {
+		if a.Patch == "" {
+			ips = append(ips, a.IP)
+		}
+	}
+	return ips
+}
+
+// patchesPodStatus returns the pod whose status the request changes.
+func patchesPodStatus(req *http.Request) (objectID, bool) {
+	rest, ok := strings.CutPrefix(req.URL.Path, "/api/v1/namespaces/")
+	if !ok || req.Method != http.MethodPatch || req.GetBody == nil {
+		return objectID{}, false
+	}
+	parts := strings.Split(rest, "/")
+	if len(parts) != 4 || parts[1] != "pods" || parts[3] != "status" {
+		return objectID{}, false
+	}
+	return objectID{podResource, parts[0], parts[2]}, true
+}
+
+// patchStatus has the server take the patch, and looks at it.
+func (t *transport) patchStatus(req *http.Request, id objectID) (*http.Response, error) {
+	s := t.store
+	off := s.Offline() // then it can take long until the request has failed
+	if off {
+		s.heard(req, id)
+	}
+	resp, err := t.pass(req)
+	if !off && (err != nil || resp.StatusCode < 300 || resp.StatusCode >= http.StatusInternalServerError) {
+		s.heard(req, id)
+	}
+	return resp, err
+}
+
+// heard takes in what the kubelet says of a pod, whether a server heard it or not.
+func (s *Store) heard(req *http.Request, id objectID) {
+	body, err := req.GetBody()
+	if err != nil {
+		return
+	}
+	defer body.Close()
+	patch, err := io.ReadAll(body)
+	off := s.Offline()
+	if err != nil || !off && !bytes.Contains(patch, []byte(`"podIPs"`)) {
+		return
+	}
+	var said saidStatus
+	if json.Unmarshal(patch, &said) != nil || said.Metadata.UID == "" {
+		return
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	a := podAddresses{ips: said.ips()}
+	if pod := s.pod(id); pod != nil && pod.UID == said.Metadata.UID {
+		a.alone = !pod.Spec.HostNetwork
+		if len(a.ips) == 0 { // they are as the store has them
+			for _, ip := range pod.Status.PodIPs {
+				a.ips = append(a.ips, ip.IP)
+			}
+		}
+	}
+	if len(a.ips) == 0 {
+		return
+	}
+	s.watchMu.Lock()
+	defer s.watchMu.Unlock()
+	if was := s.addresses.of[said.Metadata.UID]; slices.Equal(was.ips, a.ips) {
+		return
+	}
+	s.addresses.of[said.Metadata.UID] = a
+	if !off {
+		return
+	}
+	s.addresses.changes++
+	for w, q := range s.addresses.open {
+		s.tellAddresses(w, q, said.Metadata.UID, a)
+	}
+}
+
+// follow has a watch of slices told of what is said from now on. Hold watchMu.
+func (s *Store) follow(q question, w *silence) {
+	if w != nil {
+		s.addresses.open[w] = q
+	}
+}
+
+// unfollow ends that.
+func (s *Store) unfollow(w *silence) {
+	s.watchMu.Lock()
+	defer s.watchMu.Unlock()
+	delete(s.addresses.open, w)
+}
+
+// pod is a pod as it is kept; nil if it is not. Hold mu.
+func (s *Store) pod(id objectID) *corev1.Pod {
+	o, ok := s.x.objects[id]
+	if !ok {
+		return nil
+	}
+	value, err := s.value(o)
+	if err != nil {
+		return nil
+	}
+	obj, err := decode(value)
+	if err != nil {
+		return nil
+	}
+	pod, _ := obj.(*corev1.Pod)
+	return pod
+}
+
+// tellAddresses brings a pod's new addresses into a watch. Hold mu and watchMu.
+func (s *Store) tellAddresses(w *silence, q question, pod types.UID, a podAddresses) {
+	sel, ok := s.x.selections[q.selection]
+	if !ok {
+		return
+	}
+	members := s.x.members(sel)
+	rv := s.addresses.version(s.x.version(sel, members))
+	var events []byte
+	for _, o := range members {
+		value, err := s.value(o)
+		if err != nil || !mentions(value, string(pod)) && !slices.ContainsFunc(a.ips, func(ip string) bool { return mentions(value, ip) }) {
+			continue
+		}
+		text, err := encodeValue(s.addresses.mend(value, rv), q.json)
+		if err == nil {
+			text, err = encodeEvent("MODIFIED", text, q.json)
+		}
+		if err != nil {
+			s.log.Warn("a pod's new address can't be told", "slice", o.id, "err", err)
+			continue
+		}
+		events = append(events, text...)
+	}
+	if len(events) == 0 {
+		return
+	}
+	last, err := expired(q.json)
+	if err != nil {
+		return // it is always the same
+	}
+	s.offered[q.selection] = rv
+	w.tell(events, last)
+}
+
+func mentions(value []byte, text string) bool { return bytes.Contains(value, []byte(text)) }
+
+// version is the resourceVersion that slices are told with in place of rv, the
+// newest that a server told.
+func (a *addresses) version(rv string) string {
+	n, err := strconv.ParseUint(rv, 10, 64)
+	if err != nil || a.changes == 0 {
+		return rv
+	}
+	return strconv.FormatUint(n+a.changes, 10)
+}
+
+// mend puts what is known into a slice as it is kept. One that becomes another
+// gets the resourceVersion.
+func (a *addresses) mend(value []byte, rv string) []byte {
+	if len(a.of) == 0 {
+		return value
+	}
+	obj, err := decode(value)
+	if err != nil {
+		return value
+	}
+	slice, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok || !a.apply(slice) {
+		return value
+	}
+	slice.ResourceVersion = rv
+	text, err := encode(slice, slice.GroupVersionKind(), false)
+	if err != nil {
+		return value
+	}
+	return text
+}
+
+// apply changes a slice, and tells whether it did. An endpoint whose address now is
+// another pod's goes: its own pod has not said yet where it is.
+func (a *addresses) apply(slice *discoveryv1.EndpointSlice) bool {
+	taken := map[string]bool{}
+	for _, p := range a.of {
+		for _, ip := range p.ips {
+			taken[ip] = taken[ip] || p.alone
+		}
+	}
+	changed := false
+	slice.Endpoints = slices.DeleteFunc(slice.Endpoints, func(e discoveryv1.Endpoint) bool {
+		if e.TargetRef == nil || e.TargetRef.Kind != "Pod" || len(e.Addresses) == 0 {
+			return false
+		}
+		p, known := a.of[e.TargetRef.UID]
+		if !known {
+			changed = changed || taken[e.Addresses[0]]
+			return taken[e.Addresses[0]]
+		}
+		for _, ip := range p.ips {
+			if familyOf(ip) == slice.AddressType && e.Addresses[0] != ip {
+				e.Addresses[0], changed = ip, true
+			}
+			if familyOf(ip) == slice.AddressType {
+				break
+			}
+		}
+		return false
+	})
+	return changed
+}
+
+func familyOf(ip string) discoveryv1.AddressType {
+	addr, err := netip.ParseAddr(ip)
+	switch {
+	case err != nil:
+		return ""
+	case addr.Is4():
+		return discoveryv1.AddressTypeIPv4
+	}
+	return discoveryv1.AddressTypeIPv6
+}
+
+// forgetPods drops the addresses of pods that are not kept any more.
+func (s *Store) forgetPods(kept map[types.UID]bool) {
+	s.watchMu.Lock()
+	defer s.watchMu.Unlock()
+	for uid := range s.addresses.of {
+		if !kept[uid] {
+			delete(s.addresses.of, uid)
+		}
+	}
+}
