@@ -178,7 +178,7 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	if errs := completed.Validate(); len(errs) > 0 {
 		return nil, fmt.Errorf("options of apiserver: %w", errors.Join(errs...))
 	}
-	cfg, err := app.NewConfig(completed)
+	cfg, err := newConfig(completed)
 	if err != nil {
 		return nil, fmt.Errorf("configure apiserver: %w", err)
 	}
