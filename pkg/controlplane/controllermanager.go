@@ -2,11 +2,13 @@ package controlplane
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 	_ "time/tzdata" // a CronJob may name a time zone, and small machines have no files of them
 
@@ -113,18 +115,44 @@ func (m *ControllerManager) Run(ctx context.Context, ready chan<- struct{}) erro
 	}
 	descriptors := app.NewControllerDescriptors()
 	delete(descriptors, names.ServiceAccountTokenController)
-	controllers, err := build(ctx, cc, descriptors, m.cfg.CSI)
-	if err != nil {
-		return fmt.Errorf("build controllers: %w", err)
-	}
-	controllers = append(controllers, tokens)
 
-	cc.InformerFactory.Start(ctx.Done())
+	ctx, stop := context.WithCancel(ctx)
+	running := newRunning(ctx, c.ComponentConfig.Generic.ControllerStartInterval.Duration)
 	defer cc.InformerFactory.Shutdown()
-	cc.ObjectOrMetadataInformerFactory.Start(ctx.Done())
+	defer stop()
+	running.start(tokens)
+	for _, group := range []map[string]*app.ControllerDescriptor{take(descriptors, firstControllers()), descriptors} {
+		controllers, err := build(ctx, cc, group, m.cfg.CSI)
+		if err != nil {
+			stop()
+			return errors.Join(fmt.Errorf("build controllers: %w", err), running.wait(controllersStopTime))
+		}
+		cc.InformerFactory.Start(ctx.Done())
+		cc.ObjectOrMetadataInformerFactory.Start(ctx.Done())
+		running.start(controllers...)
+	}
 	close(cc.InformersStarted)
 	close(ready)
-	return runControllers(ctx, controllers, c.ComponentConfig.Generic.ControllerStartInterval.Duration, controllersStopTime)
+	return running.wait(controllersStopTime)
+}
+
+// firstControllers are those without which the first node has no subnet and keeps
+// the taint of one that is not ready, and a new namespace has nothing that its pods
+// mount. To build all takes most of a second.
+func firstControllers() []string {
+	return []string{names.NodeIpamController, names.NodeLifecycleController, names.ServiceAccountController, names.RootCACertificatePublisherController}
+}
+
+// take moves some out of all.
+func take(all map[string]*app.ControllerDescriptor, some []string) map[string]*app.ControllerDescriptor {
+	taken := map[string]*app.ControllerDescriptor{}
+	for _, name := range some {
+		if d, ok := all[name]; ok {
+			taken[name] = d
+			delete(all, name)
+		}
+	}
+	return taken
 }
 
 // useAccess has the controllers reach the API server in a way that outlives the
@@ -151,34 +179,56 @@ func withAccess(cfg, access *rest.Config) *rest.Config {
 // milliseconds, as long as the API server answers.
 const controllersStopTime = 3 * time.Second
 
-// runControllers runs all until ctx ends, their starts spread over about an
-// interval. Its error names those that did not end in time, which upstream's
-// counterpart only logs.
-func runControllers(ctx context.Context, controllers []app.Controller, interval, limit time.Duration) error {
-	ended := make(chan string, len(controllers))
-	running := map[string]bool{}
+// running are controllers that run until ctx ends.
+type running struct {
+	ctx      context.Context
+	interval time.Duration // over which about starts are spread
+	wg       sync.WaitGroup
+
+	mu    sync.Mutex
+	names map[string]bool
+}
+
+func newRunning(ctx context.Context, interval time.Duration) *running {
+	return &running{ctx: ctx, interval: interval, names: map[string]bool{}}
+}
+
+func (r *running) start(controllers ...app.Controller) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, c := range controllers {
-		running[c.Name()] = true
-		go func() {
-			defer func() { ended <- c.Name() }()
+		r.names[c.Name()] = true
+		r.wg.Go(func() {
 			select {
-			case <-time.After(wait.Jitter(interval, app.ControllerStartJitter)):
-				c.Run(ctx)
-			case <-ctx.Done():
+			case <-time.After(wait.Jitter(r.interval, app.ControllerStartJitter)):
+				c.Run(r.ctx)
+			case <-r.ctx.Done():
 			}
-		}()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			delete(r.names, c.Name())
+		})
 	}
-	<-ctx.Done()
-	late := time.After(limit)
-	for len(running) > 0 {
-		select {
-		case name := <-ended:
-			delete(running, name)
-		case <-late:
-			return fmt.Errorf("controllers that did not stop within %s: %s", limit, strings.Join(slices.Sorted(maps.Keys(running)), ", "))
-		}
+}
+
+// wait returns when ctx has ended, and all controllers or the time that they have
+// for it. Its error names those that did not end in time, which upstream's
+// counterpart only logs.
+func (r *running) wait(limit time.Duration) error {
+	<-r.ctx.Done()
+	ended := make(chan struct{})
+	go func() {
+		r.wg.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(limit):
 	}
-	return nil
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return fmt.Errorf("controllers that did not stop within %s: %s", limit, strings.Join(slices.Sorted(maps.Keys(r.names)), ", "))
 }
 
 func (m *ControllerManager) flags() []string {

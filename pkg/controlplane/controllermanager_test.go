@@ -72,7 +72,9 @@ func TestControllersThatDoNotStopAreNamed(t *testing.T) {
 			}
 			ctx, stop := context.WithCancel(t.Context())
 			ended := make(chan error, 1)
-			go func() { ended <- runControllers(ctx, controllers, 0, 3*time.Second) }()
+			r := newRunning(ctx, 0)
+			r.start(controllers...)
+			go func() { ended <- r.wait(3 * time.Second) }()
 			synctest.Wait()
 			if len(ended) > 0 {
 				t.Fatalf("ended before the stop: %v", <-ended)
