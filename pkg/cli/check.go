@@ -150,6 +150,7 @@ func checkMachine(c *config.Config) host.Report {
 		KubeVersion:      version.Kubernetes,
 		BuildDate:        built,
 		ConfigFile:       c.File,
+		Outside:          outside(c),
 		Kubeconfig:       c.Kubeconfig.Path, KubeconfigMode: c.Kubeconfig.Mode,
 	})
 }

@@ -60,6 +60,17 @@ func footprint(c *config.Config, f host.Facts) []host.Change {
 	return all
 }
 
+// outside are the files and folders of the footprint.
+func outside(c *config.Config) []string {
+	var paths []string
+	for _, change := range footprint(c, host.Facts{}) {
+		if change.Kind == host.KindFile || change.Kind == host.KindDir {
+			paths = append(paths, change.Name)
+		}
+	}
+	return paths
+}
+
 // kubeletDir is where the kubelet keeps pods' volumes.
 func kubeletDir(c *config.Config) string {
 	if dir := argument(c.Node.KubeletArgs, "root-dir"); dir != "" {

@@ -147,6 +147,11 @@ func placeCases() map[string]preflightCase {
 			put("file", 0o600)(t, c)
 			c.DataDir = filepath.Join(c.DataDir, "file")
 		}, want: "the data dir can't be written", several: true},
+		"read-only root": {cfg: func(t *testing.T, c *Config) {
+			put("file", 0o600)(t, c) // mounts are for tests/lifecycle
+			c.Kubeconfig = filepath.Join(c.DataDir, "file", "kubeconfig.yaml")
+			c.Outside = []string{c.Kubeconfig, filepath.Join(c.DataDir, "fine")}
+		}, want: "or choose another --write-kubeconfig"},
 		"no overlay": {kernel: fakeKernel{overlay: errBroken}, cfg: func(_ *testing.T, c *Config) { c.SnapshotterGiven = true },
 			want: "or --snapshotter=native"},
 		"nested overlay": {files: on("overlay"), kernel: fakeKernel{overlay: errBroken}, want: "the snapshotter native stands in", warn: true, several: true},

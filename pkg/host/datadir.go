@@ -36,6 +36,28 @@ func (s *survey) checkDataDir(f *findings) string {
 	return s.cfg.DataDir + " can be written"
 }
 
+// checkOutside finds what a root that is mounted read-only has no room for.
+func (s *survey) checkOutside(f *findings) string {
+	told := map[string]bool{}
+	for _, path := range s.cfg.Outside {
+		at := existing(path)
+		err := unix.Access(at, unix.W_OK)
+		if info, serr := os.Stat(at); err == nil && at != path && serr == nil && !info.IsDir() {
+			err = unix.ENOTDIR
+		}
+		if err == nil || told[at] {
+			continue
+		}
+		told[at] = true
+		do := "mount a folder of a writable disk, or a tmpfs, at " + filepath.Dir(path)
+		if path == s.cfg.Kubeconfig {
+			do += ", or choose another --write-kubeconfig"
+		}
+		f.errorf("a folder that Knarr writes to is not writable", path, fmt.Sprintf("%s: %v", at, err), do)
+	}
+	return "all folders outside of the data dir can be written"
+}
+
 func (s *survey) dataDirWritable() bool {
 	return unix.Access(existing(s.cfg.DataDir), unix.W_OK|unix.X_OK) == nil
 }

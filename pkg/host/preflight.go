@@ -34,6 +34,8 @@ type Config struct {
 	BuildDate time.Time
 	// ConfigFile and Kubeconfig are files that others must not write or read.
 	ConfigFile, Kubeconfig string
+	// Outside are the files and folders that are made outside of the data dir.
+	Outside []string
 	// KubeconfigMode is what the user wants the kubeconfig to have.
 	KubeconfigMode uint32
 }
@@ -68,6 +70,7 @@ func checks() []check {
 		{name: "clock", run: (*survey).checkClock},
 		{name: "run-dir", run: (*survey).checkRunDir},
 		{name: "data-dir", run: (*survey).checkDataDir},
+		{name: "other-folders", run: (*survey).checkOutside},
 		{name: "disk", run: (*survey).checkDisk},
 		{name: "snapshotter", node: true, run: (*survey).checkSnapshotter},
 		{name: "database", run: (*survey).checkDatabase},
