@@ -34,7 +34,7 @@ func TestNodeWaitsForItsCloudsController(t *testing.T) {
 	n.Create(t, "default", kube.Pod("waits", kube.Serve("")))
 	n.WaitPod(t, "default", "waits", "to be told that no node is initialized", func(p *corev1.Pod) bool {
 		for _, c := range p.Status.Conditions {
-			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && strings.Contains(c.Message, uninitialized) {
+			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && strings.Contains(c.Message, "untolerated taint") {
 				return true
 			}
 		}
