@@ -13,6 +13,7 @@ import (
 
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -226,7 +227,7 @@ func (h *hollow) live(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case p := <-work:
-			if err := h.run(ctx, p); err != nil && ctx.Err() == nil {
+			if err := h.run(ctx, p); err != nil && !apierrors.IsNotFound(err) && ctx.Err() == nil {
 				h.fleet.t.Logf("%s: pod %s: %v", h.name, p.Name, err)
 			}
 		case <-status.C:

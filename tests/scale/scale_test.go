@@ -27,6 +27,7 @@ var (
 	nodes = flag.Int("nodes", 0, "how many hollow nodes; 0 leaves the test out")
 	pods  = flag.Int("pods", 3000, "how many pods they have at rest")
 	churn = flag.Int("churn", 1000, "how many pods come and go while it is measured")
+	rate  = flag.Int("rate", 20, "how many pods a second come and go when it is not as fast as can be")
 	rest  = flag.Duration("rest", time.Minute, "how long rest is measured")
 	into  = flag.String("into", "", "a Markdown file whose section about this run is written anew")
 )
@@ -53,7 +54,7 @@ func TestManyHollowNodes(t *testing.T) {
 	joined := measure(t, server)
 
 	ns := server.Namespace(t)
-	out.rollout("%d pods created until they run", *pods, fleet, createPods(t, server, fleet, ns, "rest", *pods))
+	out.rollout("%d pods created until they run", *pods, fleet, createPods(t, server, fleet, ns, "rest", *pods, 0))
 	time.Sleep(20 * time.Second) // what a rollout leaves behind
 	full := measure(t, server)
 	time.Sleep(*rest)
@@ -63,18 +64,29 @@ func TestManyHollowNodes(t *testing.T) {
 	out.add("with the nodes", joined.memory, "MiB")
 	out.add("with nodes and pods, after a minute of rest", calm.memory, "MiB")
 
+	// At a rate, as Kubernetes' own limits are meant, and then as fast as can be.
 	fleet.forget()
+	pace := time.Second / time.Duration(*rate)
+	what := fmt.Sprintf("%d a second", *rate)
 	start := measure(t, server)
-	out.rollout("%d more pods created until they run", *churn, fleet, createPods(t, server, fleet, ns, "churn", *churn))
+	out.rollout("%d more pods, "+what+", created until they run", *churn, fleet, createPods(t, server, fleet, ns, "pace", *churn, pace))
+	deletePods(t, server, ns, "pace", *churn, pace)
+	end := measure(t, server)
+	out.interval("while pods come and go, "+what, start, end)
+	out.requests(what, start, end)
+
+	fleet.forget()
+	start = measure(t, server)
+	out.rollout("%d more pods created until they run", *churn, fleet, createPods(t, server, fleet, ns, "churn", *churn, 0))
 	began = time.Now()
 	if err := server.Client.CoreV1().Pods(ns).DeleteCollection(t.Context(), metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: "app=churn"}); err != nil {
 		t.Fatal(err)
 	}
 	server.WaitPods(t, ns, "app=churn", 0)
 	out.add("%d pods removed", time.Since(began).Seconds(), "s", *churn)
-	end := measure(t, server)
-	out.interval("while pods come and go", start, end)
-	out.requests(start, end)
+	end = measure(t, server)
+	out.interval("while pods come and go as fast as can be", start, end)
+	out.requests("as fast as can be", start, end)
 	stop()
 	fleet.wait()
 
@@ -99,9 +111,10 @@ func ready(all []corev1.Node) (n int) {
 	return n
 }
 
-// createPods makes pods as a controller does, 16 at a time, and waits until
-// the fleet has told that each runs. It returns how long each took.
-func createPods(t *testing.T, server *harness.Node, f *fleet, ns, app string, count int) []time.Duration {
+// createPods makes pods as a controller does, 16 at a time and no sooner than pace
+// after each other, and waits until the fleet has told that each runs. It returns how
+// long each took.
+func createPods(t *testing.T, server *harness.Node, f *fleet, ns, app string, count int, pace time.Duration) []time.Duration {
 	t.Helper()
 	var mu sync.Mutex
 	created := make(map[string]time.Time, count)
@@ -121,9 +134,7 @@ func createPods(t *testing.T, server *harness.Node, f *fleet, ns, app string, co
 			}
 		})
 	}
-	for i := range count {
-		next <- i
-	}
+	inStep(count, pace, func(i int) { next <- i })
 	close(next)
 	work.Wait()
 	var took []time.Duration
@@ -131,6 +142,32 @@ func createPods(t *testing.T, server *harness.Node, f *fleet, ns, app string, co
 		took = append(took, at.Sub(created[name]))
 	}
 	return took
+}
+
+// deletePods removes pods one after the other, and waits until they are gone.
+func deletePods(t *testing.T, server *harness.Node, ns, app string, count int, pace time.Duration) {
+	t.Helper()
+	inStep(count, pace, func(i int) {
+		if err := server.Client.CoreV1().Pods(ns).Delete(t.Context(), fmt.Sprintf("%s-%d", app, i), metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+	server.WaitPods(t, ns, "app="+app, 0)
+}
+
+func inStep(count int, pace time.Duration, do func(int)) {
+	var step <-chan time.Time
+	if pace > 0 {
+		ticker := time.NewTicker(pace)
+		defer ticker.Stop()
+		step = ticker.C
+	}
+	for i := range count {
+		if step != nil {
+			<-step
+		}
+		do(i)
+	}
 }
 
 // sample is how the server does.
@@ -220,7 +257,7 @@ func diff(a, b sample, name string) float64 { return b.metrics[name] - a.metrics
 
 // requests adds the latencies that the API server has counted, by verb, of
 // requests for single objects.
-func (r *report) requests(a, b sample) {
+func (r *report) requests(what string, a, b sample) {
 	type bucket struct{ le, n float64 }
 	verbs := map[string][]bucket{}
 	for name := range b.metrics {
@@ -256,7 +293,7 @@ func (r *report) requests(a, b sample) {
 		total := sum[les[len(les)-1]]
 		for _, q := range []float64{0.5, 0.99} {
 			i := slices.IndexFunc(les, func(le float64) bool { return sum[le] >= q*total })
-			r.add("%s of single objects, %.0f of them: p%.0f, at most", 1000*les[i], "ms", verb, total, 100*q)
+			r.add("%s of single objects, %s, %.0f of them: p%.0f, at most", 1000*les[i], "ms", verb, what, total, 100*q)
 		}
 	}
 }
