@@ -64,7 +64,7 @@ func TestManyHollowNodes(t *testing.T) {
 	out.add("with the nodes", joined.memory, "MiB")
 	out.add("with nodes and pods, after a minute of rest", calm.memory, "MiB")
 
-	// At a rate, as Kubernetes' own limits are meant, and then as fast as can be.
+	// At a rate, and then as fast as can be.
 	fleet.forget()
 	pace := time.Second / time.Duration(*rate)
 	what := fmt.Sprintf("%d a second", *rate)
