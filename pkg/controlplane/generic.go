@@ -28,6 +28,7 @@ import (
 	"k8s.io/apiserver/pkg/util/webhook"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/keyutil"
 	aggregatorscheme "k8s.io/kube-aggregator/pkg/apiserver/scheme"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/cmd/kube-apiserver/app/options"
@@ -93,6 +94,7 @@ func genericConfig(opts options.CompletedOptions) (*genericapiserver.Config, inf
 	}
 	shared := informers.NewSharedInformerFactoryWithOptions(client, 10*time.Minute, informers.WithTransform(part.Trim))
 
+	ctx := wait.ContextForChannel(c.DrainedNotify())
 	tracing := utilfeature.DefaultFeatureGate.Enabled(genericfeatures.APIServerTracing)
 	transport := &opts.Etcd.StorageConfig.Transport
 	var storage *serverstorage.DefaultStorageFactory
@@ -127,11 +129,11 @@ func genericConfig(opts options.CompletedOptions) (*genericapiserver.Config, inf
 			return opts.Etcd.ApplyWithStorageFactoryTo(storage, c)
 		}},
 		{"authentication", func() error {
-			return opts.Authentication.ApplyTo(wait.ContextForChannel(c.DrainedNotify()), &c.Authentication, c.SecureServing, c.EgressSelector, c.OpenAPIConfig, c.OpenAPIV3Config, client, shared, c.APIServerID)
+			return opts.Authentication.ApplyTo(ctx, &c.Authentication, c.SecureServing, c.EgressSelector, c.OpenAPIConfig, c.OpenAPIV3Config, client, shared, c.APIServerID)
 		}},
 		{"authorization", func() error {
 			var err error
-			c.Authorization.Authorizer, c.RuleResolver, _, err = controlplaneapiserver.BuildAuthorizer(wait.ContextForChannel(c.DrainedNotify()), opts.CompletedOptions, c.EgressSelector, c.APIServerID, shared)
+			c.Authorization.Authorizer, c.RuleResolver, _, err = controlplaneapiserver.BuildAuthorizer(ctx, opts.CompletedOptions, c.EgressSelector, c.APIServerID, shared)
 			return err
 		}},
 		{"the audit log", func() error { return opts.Audit.ApplyTo(c) }},
@@ -187,9 +189,9 @@ func loopbackCertificate() (cert, key []byte, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("make the loopback certificate: %w", err)
 	}
-	secret, err := x509.MarshalECPrivateKey(k)
+	key, err = keyutil.MarshalPrivateKeyToPEM(k)
 	if err != nil {
 		return nil, nil, fmt.Errorf("encode the key of the loopback certificate: %w", err)
 	}
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: secret}), nil
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), key, nil
 }

@@ -22,7 +22,7 @@ import (
 func completedOptions(t *testing.T, dir string) options.CompletedOptions {
 	t.Helper()
 	key := filepath.Join(dir, "accounts.key")
-	if secret, err := newAccountsKey(); err != nil {
+	if secret, err := keyutil.MakeEllipticPrivateKeyPEM(); err != nil {
 		t.Fatal(err)
 	} else if err := keyutil.WriteKey(key, secret); err != nil {
 		t.Fatal(err)
@@ -60,11 +60,6 @@ func completedOptions(t *testing.T, dir string) options.CompletedOptions {
 		t.Fatal(err)
 	}
 	return completed
-}
-
-func newAccountsKey() ([]byte, error) {
-	_, key, err := loopbackCertificate()
-	return key, err
 }
 
 // describe notes of a configuration what is set, and of what type it is.

@@ -198,9 +198,8 @@ func TestServiceFollowsItsPods(t *testing.T) {
 	})
 }
 
-// Endpoints of new Services are there within the harness' bound for everything, which
-// is about that of the conformance list (50 s at the 99th percentile, with nothing
-// else going on).
+// Endpoints of new Services are there within the bound that the conformance list
+// sets (50 s); how fast they are is a figure.
 func TestNewServicesHaveTheirEndpointsSoon(t *testing.T) {
 	s := newSpace(t)
 	s.create(kube.Pod("web", kube.Serve("web")))
@@ -224,5 +223,7 @@ func TestNewServicesHaveTheirEndpointsSoon(t *testing.T) {
 		}
 		return filled == 50, nil
 	})
-	t.Logf("the endpoints of 50 Services took %s", time.Since(began).Round(time.Millisecond))
+	if took := time.Since(began); took > 50*time.Second {
+		t.Errorf("the endpoints of 50 Services took %s", took)
+	}
 }
