@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -31,58 +30,64 @@ type addresses struct {
 }
 
 type podAddresses struct {
-	ips []string
+	ips []string // none while it has none
 	// alone is set if nobody else can have them: not on the host's network.
 	alone bool
 }
 
-// saidStatus is what is read of a patch of a pod's status.
+func (p podAddresses) equal(q podAddresses) bool {
+	return p.alone == q.alone && slices.Equal(p.ips, q.ips)
+}
+
+// in is the pod's address of a family; empty if it has none.
+func (p podAddresses) in(family discoveryv1.AddressType) string {
+	for _, ip := range p.ips {
+		if familyOf(ip) == family {
+			return ip
+		}
+	}
+	return ""
+}
+
+// saidStatus is what is read of a patch of a pod's status: the difference to the
+// pod as the kubelet was told it, which is as it is kept.
 type saidStatus struct {
 	Metadata struct {
 		UID types.UID `json:"uid"`
 	} `json:"metadata"`
 	Status struct {
-		PodIPs []struct {
-			IP    string `json:"ip"`
-			Patch string `json:"$patch"`
-		} `json:"podIPs"`
-		Order []corev1.PodIP `json:"$setElementOrder/podIPs"`
+		PodIPs json.RawMessage `json:"podIPs"` // null if it had some and has none now
+		Order  []corev1.PodIP  `json:"$setElementOrder/podIPs"`
 	} `json:"status"`
 }
 
-// ips are all addresses that the pod has after the patch; none if it says nothing
+// ips are all addresses that the pod has after the patch; false if it says nothing
 // of them. A patch of a list that has changed names all its members in their
 // order; one of a list that was empty only has the members.
-func (p *saidStatus) ips() []string {
+func (p *saidStatus) ips() ([]string, bool) {
 	var ips []string
 	for _, a := range p.Status.Order {
 		ips = append(ips, a.IP)
 	}
-	if len(ips) > 0 {
-		return ips
+	if len(ips) > 0 || len(p.Status.PodIPs) == 0 {
+		return ips, len(ips) > 0
 	}
-	for _, a := range p.Status.PodIPs {
+	var members []struct {
+		IP    string `json:"ip"`
+		Patch string `json:"$patch"`
+	}
+	if json.Unmarshal(p.Status.PodIPs, &members) != nil {
+		return nil, false
+	}
+	for _, a := range members {
 		if a.Patch == "" {
 			ips = append(ips, a.IP)
 		}
 	}
-	return ips
+	return ips, true
 }
 
-// patchesPodStatus returns the pod whose status the request changes.
-func patchesPodStatus(req *http.Request) (objectID, bool) {
-	rest, ok := strings.CutPrefix(req.URL.Path, "/api/v1/namespaces/")
-	if !ok || req.Method != http.MethodPatch || req.GetBody == nil {
-		return objectID{}, false
-	}
-	parts := strings.Split(rest, "/")
-	if len(parts) != 4 || parts[1] != "pods" || parts[3] != "status" {
-		return objectID{}, false
-	}
-	return objectID{podResource, parts[0], parts[2]}, true
-}
-
-// patchStatus has the server take the patch, and looks at it.
+// patchStatus has the server take the patch of a pod's status, and looks at it.
 func (t *transport) patchStatus(req *http.Request, id objectID) (*http.Response, error) {
 	s := t.store
 	off := s.Offline() // then it can take long until the request has failed
@@ -112,33 +117,52 @@ func (s *Store) heard(req *http.Request, id objectID) {
 	if json.Unmarshal(patch, &said) != nil || said.Metadata.UID == "" {
 		return
 	}
+	uid := said.Metadata.UID
+	ips, changed := said.ips()
+	a := podAddresses{ips: ips}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	a := podAddresses{ips: said.ips()}
-	if pod := s.pod(id); pod != nil && pod.UID == said.Metadata.UID {
+	if pod := s.pod(id); pod != nil && pod.UID == uid {
 		a.alone = !pod.Spec.HostNetwork
-		if len(a.ips) == 0 { // they are as the store has them
+		if !changed {
 			for _, ip := range pod.Status.PodIPs {
 				a.ips = append(a.ips, ip.IP)
 			}
 		}
-	}
-	if len(a.ips) == 0 {
+	} else if !changed {
 		return
 	}
 	s.watchMu.Lock()
 	defer s.watchMu.Unlock()
-	if was := s.addresses.of[said.Metadata.UID]; slices.Equal(was.ips, a.ips) {
+	if was, ok := s.addresses.of[uid]; ok && was.equal(a) {
 		return
 	}
-	s.addresses.of[said.Metadata.UID] = a
+	moved := append(s.addresses.take(a), uid)
+	s.addresses.of[uid] = a
 	if !off {
 		return
 	}
 	s.addresses.changes++
 	for w, q := range s.addresses.open {
-		s.tellAddresses(w, q, said.Metadata.UID, a)
+		s.tellAddresses(w, q, moved, a.ips)
 	}
+}
+
+// take ends what others are known to have of the addresses, and tells whose they
+// were: who has one said it last.
+func (a *addresses) take(of podAddresses) []types.UID {
+	var lost []types.UID
+	if !of.alone {
+		return nil
+	}
+	for uid, p := range a.of {
+		rest := slices.DeleteFunc(slices.Clone(p.ips), func(ip string) bool { return p.alone && slices.Contains(of.ips, ip) })
+		if len(rest) < len(p.ips) {
+			a.of[uid] = podAddresses{rest, true}
+			lost = append(lost, uid)
+		}
+	}
+	return lost
 }
 
 // follow has a watch of slices told of what is said from now on. Hold watchMu.
@@ -161,11 +185,7 @@ func (s *Store) pod(id objectID) *corev1.Pod {
 	if !ok {
 		return nil
 	}
-	value, err := s.value(o)
-	if err != nil {
-		return nil
-	}
-	obj, err := decode(value)
+	obj, err := s.object(o)
 	if err != nil {
 		return nil
 	}
@@ -173,21 +193,23 @@ func (s *Store) pod(id objectID) *corev1.Pod {
 	return pod
 }
 
-// tellAddresses brings a pod's new addresses into a watch. Hold mu and watchMu.
-func (s *Store) tellAddresses(w *silence, q question, pod types.UID, a podAddresses) {
+// tellAddresses brings into a watch that pods moved, to the addresses or away from
+// them. Hold mu and watchMu.
+func (s *Store) tellAddresses(w *silence, q question, pods []types.UID, ips []string) {
 	sel, ok := s.x.selections[q.selection]
 	if !ok {
 		return
 	}
 	members := s.x.members(sel)
 	rv := s.addresses.version(s.x.version(sel, members))
+	taken := s.addresses.taken()
 	var events []byte
 	for _, o := range members {
 		value, err := s.value(o)
-		if err != nil || !mentions(value, string(pod)) && !slices.ContainsFunc(a.ips, func(ip string) bool { return mentions(value, ip) }) {
+		if err != nil || !mentions(value, pods) && !mentions(value, ips) {
 			continue
 		}
-		text, err := encodeValue(s.addresses.mend(value, rv), q.json)
+		text, err := encodeValue(s.addresses.mend(value, rv, taken), q.json)
 		if err == nil {
 			text, err = encodeEvent("MODIFIED", text, q.json)
 		}
@@ -200,15 +222,13 @@ func (s *Store) tellAddresses(w *silence, q question, pod types.UID, a podAddres
 	if len(events) == 0 {
 		return
 	}
-	last, err := expired(q.json)
-	if err != nil {
-		return // it is always the same
-	}
 	s.offered[q.selection] = rv
-	w.tell(events, last)
+	w.tell(events)
 }
 
-func mentions(value []byte, text string) bool { return bytes.Contains(value, []byte(text)) }
+func mentions[T ~string](value []byte, texts []T) bool {
+	return slices.ContainsFunc(texts, func(text T) bool { return bytes.Contains(value, []byte(text)) })
+}
 
 // version is the resourceVersion that slices are told with in place of rv, the
 // newest that a server told.
@@ -222,7 +242,7 @@ func (a *addresses) version(rv string) string {
 
 // mend puts what is known into a slice as it is kept. One that becomes another
 // gets the resourceVersion.
-func (a *addresses) mend(value []byte, rv string) []byte {
+func (a *addresses) mend(value []byte, rv string, taken map[string]bool) []byte {
 	if len(a.of) == 0 {
 		return value
 	}
@@ -231,7 +251,7 @@ func (a *addresses) mend(value []byte, rv string) []byte {
 		return value
 	}
 	slice, ok := obj.(*discoveryv1.EndpointSlice)
-	if !ok || !a.apply(slice) {
+	if !ok || !a.apply(slice, taken) {
 		return value
 	}
 	slice.ResourceVersion = rv
@@ -242,32 +262,32 @@ func (a *addresses) mend(value []byte, rv string) []byte {
 	return text
 }
 
-// apply changes a slice, and tells whether it did. An endpoint whose address now is
-// another pod's goes: its own pod has not said yet where it is.
-func (a *addresses) apply(slice *discoveryv1.EndpointSlice) bool {
+// taken are the addresses that one pod alone has.
+func (a *addresses) taken() map[string]bool {
 	taken := map[string]bool{}
 	for _, p := range a.of {
 		for _, ip := range p.ips {
 			taken[ip] = taken[ip] || p.alone
 		}
 	}
+	return taken
+}
+
+// apply changes a slice, and tells whether it did. An endpoint whose address now is
+// another pod's goes: its own pod has not said yet where it is.
+func (a *addresses) apply(slice *discoveryv1.EndpointSlice, taken map[string]bool) bool {
 	changed := false
 	slice.Endpoints = slices.DeleteFunc(slice.Endpoints, func(e discoveryv1.Endpoint) bool {
 		if e.TargetRef == nil || e.TargetRef.Kind != "Pod" || len(e.Addresses) == 0 {
 			return false
 		}
-		p, known := a.of[e.TargetRef.UID]
-		if !known {
+		ip := a.of[e.TargetRef.UID].in(slice.AddressType)
+		if ip == "" {
 			changed = changed || taken[e.Addresses[0]]
 			return taken[e.Addresses[0]]
 		}
-		for _, ip := range p.ips {
-			if familyOf(ip) == slice.AddressType && e.Addresses[0] != ip {
-				e.Addresses[0], changed = ip, true
-			}
-			if familyOf(ip) == slice.AddressType {
-				break
-			}
+		if e.Addresses[0] != ip {
+			e.Addresses[0], changed = ip, true
 		}
 		return false
 	})

@@ -28,8 +28,10 @@ func say(t *testing.T, c kubernetes.Interface, name string, ips ...string) error
 		t.Fatal(err)
 	}
 	was, now := p.Status, p.Status.DeepCopy()
-	now.PodIP, now.PodIPs = ips[0], nil
+	now.PodIP, now.PodIPs = "", nil
+	now.Message = "it has " + strings.Join(ips, ", ")
 	for _, ip := range ips {
+		now.PodIP = ips[0]
 		now.PodIPs = append(now.PodIPs, corev1.PodIP{IP: ip})
 	}
 	text := func(s corev1.PodStatus) []byte {
@@ -139,11 +141,18 @@ func TestPodsThatSwapTheirAddressesAreFound(t *testing.T) {
 			want string
 		}{
 			{"host-1", []string{"192.0.2.1"}, street}, // as the kept one: others have it too
+			{"web-2", nil, street},                    // its sandbox is not there yet: nobody else has its address either
 			// web-2 has not said where it is: anywhere but there.
 			{"web-1", []string{"10.42.1.6", "fd00::6"}, "host-1 192.0.2.1, host-2 192.0.2.1, web-1 10.42.1.6 fd00::6"},
+			{"web-2", nil, "host-1 192.0.2.1, host-2 192.0.2.1, web-1 10.42.1.6 fd00::6"},
 			{"web-2", []string{"10.42.1.5", "fd00::5"}, "host-1 192.0.2.1, host-2 192.0.2.1, web-1 10.42.1.6 fd00::6, web-2 10.42.1.5 fd00::5"},
 			{"host-2", []string{"192.0.2.9"}, "host-1 192.0.2.1, host-2 192.0.2.9, web-1 10.42.1.6 fd00::6, web-2 10.42.1.5 fd00::5"},
 			{"web-2", []string{"10.42.1.7", "fd00::7"}, "host-1 192.0.2.1, host-2 192.0.2.9, web-1 10.42.1.6 fd00::6, web-2 10.42.1.7 fd00::7"},
+			// Who has an address said it last.
+			{"web-1", []string{"10.42.1.7", "fd00::7"}, "host-1 192.0.2.1, host-2 192.0.2.9, web-1 10.42.1.7 fd00::7, web-2 10.42.1.6 fd00::6"},
+			{"web-2", nil, "host-1 192.0.2.1, host-2 192.0.2.9, web-1 10.42.1.7 fd00::7, web-2 10.42.1.6 fd00::6"},
+			// As the kept one: nothing is said of it.
+			{"web-2", []string{"10.42.1.6", "fd00::6"}, "host-1 192.0.2.1, host-2 192.0.2.9, web-1 10.42.1.7 fd00::7, web-2 10.42.1.6 fd00::6"},
 		} {
 			for range 2 { // the kubelet says it again and again
 				if err := say(t, c, step.name, step.ips...); err == nil {

@@ -91,8 +91,9 @@ func (s *Store) contents(q question, w *silence) (*selection, string, [][]byte, 
 	defer s.watchMu.Unlock()
 	if q.id.resource == endpointSliceResource {
 		rv = s.addresses.version(rv)
+		taken := s.addresses.taken()
 		for i := range values {
-			values[i] = s.addresses.mend(values[i], rv)
+			values[i] = s.addresses.mend(values[i], rv, taken)
 		}
 		s.follow(q, w)
 	}
@@ -115,24 +116,24 @@ func (s *Store) answerList(req *http.Request, q question) (*http.Response, error
 // answerWatch goes on from the resourceVersion that is asked for, or begins with
 // what there is.
 func (s *Store) answerWatch(req *http.Request, q question, back <-chan struct{}) (*http.Response, error) {
+	var err error
 	w := &silence{
 		ctx: req.Context(), back: back, end: s.link.ctx.Done(), closed: make(chan struct{}), least: time.Now().Add(shortWatch),
 		more: make(chan struct{}, 1), forget: s.unfollow,
 	}
 	from := q.query.Get("resourceVersion")
 	all := isTrue(q.query.Get("sendInitialEvents"))
-	last, err := expired(q.json)
-	if err != nil {
+	if w.last, err = expired(q.json); err != nil {
 		return nil, err
 	}
 	if all || from == "" || from == "0" {
-		w.last = last
+		w.ours = true
 		if w.text, err = s.firstEvents(q, w, all); err != nil {
 			w.Close()
 			return nil, err
 		}
 	} else {
-		s.goOn(q, w, from, last)
+		s.goOn(q, w, from)
 	}
 	resp := respond(req, q, http.StatusOK, nil)
 	if !q.json {
@@ -143,19 +144,16 @@ func (s *Store) answerWatch(req *http.Request, q question, back <-chan struct{})
 }
 
 // goOn has a watch follow a resourceVersion: one of ours, or of a server's.
-func (s *Store) goOn(q question, w *silence, from string, last []byte) {
+func (s *Store) goOn(q question, w *silence, from string) {
 	s.watchMu.Lock()
 	defer s.watchMu.Unlock()
-	ours := from == s.offered[q.selection]
-	if ours {
-		w.last = last
-	}
+	w.ours = from == s.offered[q.selection]
 	if q.id.resource != endpointSliceResource {
 		return
 	}
-	if !ours && s.addresses.changes > 0 {
+	if !w.ours && s.addresses.changes > 0 {
 		// It has missed addresses that were told since: it begins anew.
-		w.text, w.over = last, true
+		w.text, w.over = w.last, true
 		return
 	}
 	s.follow(q, w)
@@ -227,13 +225,16 @@ type silence struct {
 	more   chan struct{} // has an element when there is something in queued
 	mu     sync.Mutex
 	queued []byte
-	last   []byte // to be read when a server is back
+	// ours is set if the client has what no server told: when one is back, it has
+	// to begin anew, which last says.
+	ours bool
+	last []byte
 }
 
-// tell has the text read, and last when a server is back.
-func (w *silence) tell(text, last []byte) {
+// tell has the text read.
+func (w *silence) tell(text []byte) {
 	w.mu.Lock()
-	w.queued, w.last = append(w.queued, text...), last
+	w.queued, w.ours = append(w.queued, text...), true
 	w.mu.Unlock()
 	select {
 	case w.more <- struct{}{}:
@@ -271,7 +272,9 @@ func (w *silence) wait() error {
 		return http.ErrBodyReadAfterClose
 	}
 	w.mu.Lock()
-	w.over, w.text = true, w.last
+	if w.over = true; w.ours {
+		w.text = w.last
+	}
 	w.mu.Unlock()
 	if len(w.text) > 0 {
 		return nil

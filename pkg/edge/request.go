@@ -21,6 +21,7 @@ const (
 	change
 	remove
 	token
+	status // a patch of a pod's status
 )
 
 // question is what the store understands of a request.
@@ -93,8 +94,16 @@ func ask(req *http.Request) (question, bool) {
 		return q, false
 	}
 	if len(rest) > 2 {
-		q.verb = token
-		return q, len(rest) == 3 && req.Method == http.MethodPost && q.id.resource+"/"+rest[2] == tokenResource
+		switch {
+		case len(rest) > 3:
+		case req.Method == http.MethodPost && q.id.resource+"/"+rest[2] == tokenResource:
+			q.verb = token
+			return q, true
+		case req.Method == http.MethodPatch && q.id.resource == podResource && rest[2] == "status":
+			q.verb = status
+			return q, req.GetBody != nil
+		}
+		return q, false
 	}
 	q.query = req.URL.Query()
 	switch req.Method {

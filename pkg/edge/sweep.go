@@ -39,11 +39,9 @@ func (s *Store) sweep(now time.Time) urgency {
 			return none
 		}
 		s.swept = true
+		s.forgetPods(b.pods)
 	} else {
 		b.again = false
-	}
-	if len(b.pods) > 0 {
-		s.forgetPods(b.pods)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -195,11 +193,7 @@ func (b *broom) needs(o *object) (bool, error) {
 	switch o.id.resource {
 	case volumeAttachmentResource:
 		// It names the volume, and nothing names it.
-		value, err := b.store.value(o)
-		if err != nil {
-			return false, err
-		}
-		obj, err := decode(value)
+		obj, err := b.store.object(o)
 		if err != nil {
 			return false, err
 		}
@@ -222,11 +216,7 @@ func (b *broom) isNamedAnywhere(name string) bool {
 
 // mention collects the strings in the object.
 func (b *broom) mention(o *object) error {
-	value, err := b.store.value(o)
-	if err != nil {
-		return err
-	}
-	obj, err := decode(value)
+	obj, err := b.store.object(o)
 	if err != nil {
 		return err
 	}

@@ -34,14 +34,13 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.store.isClosed() {
 		return t.inner.RoundTrip(req)
 	}
-	if id, ok := patchesPodStatus(req); ok {
-		return t.patchStatus(req, id)
-	}
 	switch {
 	case !ok:
 		return t.pass(req)
 	case q.verb == token:
 		return t.token(req, q)
+	case q.verb == status:
+		return t.patchStatus(req, q.id)
 	case q.verb <= watch:
 		return t.read(req, q)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"k8s.io/apimachinery/pkg/runtime"
+
 	"github.com/knarr-dev/knarr/pkg/edge/sealed"
 )
 
@@ -152,6 +154,15 @@ func (s *Store) value(o *object) ([]byte, error) {
 		return nil, fmt.Errorf("read %v: %w", o.id, sealed.ErrDamaged)
 	}
 	return rec[o.head:], nil
+}
+
+// object is the content as an object. Hold mu, or be the worker.
+func (s *Store) object(o *object) (runtime.Object, error) {
+	value, err := s.value(o)
+	if err != nil {
+		return nil, err
+	}
+	return decode(value)
 }
 
 // rewrite makes a new file of what is kept.
