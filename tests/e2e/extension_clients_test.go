@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	coordinationv1 "k8s.io/api/coordination/v1"
 	flowcontrolv1 "k8s.io/api/flowcontrol/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -20,6 +21,8 @@ import (
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
+const leaseDuration = 4 * time.Second
+
 // candidate runs for leader by a Lease until its context ends; leads is closed
 // when it becomes one.
 func (s *space) candidate(ctx context.Context, name string, release bool) (leads, done chan struct{}) {
@@ -30,7 +33,7 @@ func (s *space) candidate(ctx context.Context, name string, release bool) (leads
 			LeaseMeta: metav1.ObjectMeta{Namespace: s.ns, Name: "leader"}, Client: s.Client.CoordinationV1(),
 			LockConfig: resourcelock.ResourceLockConfig{Identity: name},
 		},
-		LeaseDuration: 4 * time.Second, RenewDeadline: 3 * time.Second, RetryPeriod: 200 * time.Millisecond, ReleaseOnCancel: release,
+		LeaseDuration: leaseDuration, RenewDeadline: 3 * time.Second, RetryPeriod: 200 * time.Millisecond, ReleaseOnCancel: release,
 		Callbacks: leaderelection.LeaderCallbacks{OnStartedLeading: func(context.Context) { close(leads) }, OnStoppedLeading: func() {}},
 	})
 	if err != nil {
@@ -45,6 +48,11 @@ func (s *space) candidate(ctx context.Context, name string, release bool) (leads
 
 func TestLeaseHasOneHolderAtATime(t *testing.T) {
 	s := newSpace(t)
+	history, err := s.Client.CoordinationV1().Leases(s.ns).Watch(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer history.Stop()
 	lives := map[string]context.CancelFunc{}
 	run := func(name string, release bool) (leads, done chan struct{}) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -74,8 +82,25 @@ func TestLeaseHasOneHolderAtATime(t *testing.T) {
 	// One that dies holds the Lease until it expires; one that goes hands it over.
 	lives["anna"]()
 	await("anna's end", annaDone)
-	want(t, "the holder after its death", s.get("lease/leader", ".spec.holderIdentity"), "anna")
 	await("ben to lead", benLeads)
+	var renewed, acquired time.Time
+	for acquired.IsZero() {
+		lease, ok := (<-history.ResultChan()).Object.(*coordinationv1.Lease)
+		if !ok {
+			t.Fatal("the watch of the Lease has ended")
+		}
+		switch who := *lease.Spec.HolderIdentity; who {
+		case "anna":
+			renewed = lease.Spec.RenewTime.Time
+		case "ben":
+			acquired = lease.Spec.AcquireTime.Time
+		default:
+			t.Fatalf("%q holds the Lease", who)
+		}
+	}
+	if held := acquired.Sub(renewed); held < leaseDuration-time.Millisecond { // told to the microsecond
+		t.Errorf("ben has it %s after anna's last renewal, want no sooner than %s", held, leaseDuration)
+	}
 	carlLeads, carlDone := run("carl", true)
 	lives["ben"]()
 	await("ben's end", benDone)

@@ -3,6 +3,7 @@ package e2e
 import (
 	"strings"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -40,7 +41,9 @@ func TestRestartPolicyDecidesWhatFollowsAnExit(t *testing.T) {
 		if c.RestartCount == 0 || c.LastTerminationState.Terminated == nil || c.LastTerminationState.Terminated.ExitCode != code {
 			t.Errorf("%s has restarted %d times, after %v", name, c.RestartCount, c.LastTerminationState)
 		}
-		wantPart(t, "why it waits", c.State.Waiting.Message, "back-off 10s restarting failed container")
+		// The first restart is at once, and each wait twice the one before.
+		wait := min(10*time.Second<<max(c.RestartCount-1, 0), 5*time.Minute)
+		wantPart(t, "why it waits", c.State.Waiting.Message, "back-off "+wait.String()+" restarting failed container")
 		s.event(name, "BackOff", "Back-off restarting failed container")
 	}
 }
