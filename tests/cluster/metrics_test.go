@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"os"
 	"regexp"
 	"strings"
@@ -18,7 +19,16 @@ var metricNames = regexp.MustCompile(`\b(knarr|apiserver|process|go|etcd|kubelet
 // knownMetrics: each metric that an alert rule, the dashboard or the docs name is told
 // by the server or by the agent.
 func knownMetrics(t *testing.T, server *harness.Node, agent string) {
-	told := server.Kubectl(t, "get", "--raw", "/metrics") + server.Kubectl(t, "get", "--raw", "/api/v1/nodes/"+agent+"/proxy/metrics")
+	told := server.Kubectl(t, "get", "--raw", "/metrics")
+	// A kubelet that has just joined has no certificate to serve with before its
+	// request is signed, which can be after its node is Ready.
+	server.WaitFor(t, "the agent's metrics", func(context.Context) (bool, error) {
+		of, err := server.KubectlErr("get", "--raw", "/api/v1/nodes/"+agent+"/proxy/metrics")
+		if err == nil {
+			told += of
+		}
+		return err == nil, err
+	})
 	known := map[string]bool{}
 	for line := range strings.SplitSeq(told, "\n") {
 		if rest, is := strings.CutPrefix(line, "# TYPE "); is {
