@@ -148,17 +148,18 @@ func (s *Store) heard(req *http.Request, id objectID) {
 	}
 }
 
-// take ends what others are known to have of the addresses, and tells whose they
+// take ends what others are known to have of a pod's addresses, and tells whose they
 // were: who has one said it last.
-func (a *addresses) take(of podAddresses) []types.UID {
-	var lost []types.UID
-	if !of.alone {
+func (a *addresses) take(by podAddresses) []types.UID {
+	if !by.alone {
 		return nil
 	}
+	var lost []types.UID
+	gone := func(ip string) bool { return slices.Contains(by.ips, ip) }
 	for uid, p := range a.of {
-		rest := slices.DeleteFunc(slices.Clone(p.ips), func(ip string) bool { return p.alone && slices.Contains(of.ips, ip) })
-		if len(rest) < len(p.ips) {
-			a.of[uid] = podAddresses{rest, true}
+		if p.alone && slices.ContainsFunc(p.ips, gone) {
+			p.ips = slices.DeleteFunc(slices.Clone(p.ips), gone)
+			a.of[uid] = p
 			lost = append(lost, uid)
 		}
 	}

@@ -116,16 +116,16 @@ func (s *Store) answerList(req *http.Request, q question) (*http.Response, error
 // answerWatch goes on from the resourceVersion that is asked for, or begins with
 // what there is.
 func (s *Store) answerWatch(req *http.Request, q question, back <-chan struct{}) (*http.Response, error) {
-	var err error
+	last, err := expired(q.json)
+	if err != nil {
+		return nil, err
+	}
 	w := &silence{
 		ctx: req.Context(), back: back, end: s.link.ctx.Done(), closed: make(chan struct{}), least: time.Now().Add(shortWatch),
-		more: make(chan struct{}, 1), forget: s.unfollow,
+		more: make(chan struct{}, 1), forget: s.unfollow, last: last,
 	}
 	from := q.query.Get("resourceVersion")
 	all := isTrue(q.query.Get("sendInitialEvents"))
-	if w.last, err = expired(q.json); err != nil {
-		return nil, err
-	}
 	if all || from == "" || from == "0" {
 		w.ours = true
 		if w.text, err = s.firstEvents(q, w, all); err != nil {
@@ -272,7 +272,8 @@ func (w *silence) wait() error {
 		return http.ErrBodyReadAfterClose
 	}
 	w.mu.Lock()
-	if w.over = true; w.ours {
+	w.over = true
+	if w.ours {
 		w.text = w.last
 	}
 	w.mu.Unlock()

@@ -94,12 +94,11 @@ func ask(req *http.Request) (question, bool) {
 		return q, false
 	}
 	if len(rest) > 2 {
-		switch {
-		case len(rest) > 3:
-		case req.Method == http.MethodPost && q.id.resource+"/"+rest[2] == tokenResource:
+		switch sub := strings.Join(rest[2:], "/"); {
+		case req.Method == http.MethodPost && q.id.resource+"/"+sub == tokenResource:
 			q.verb = token
 			return q, true
-		case req.Method == http.MethodPatch && q.id.resource == podResource && rest[2] == "status":
+		case req.Method == http.MethodPatch && q.id.resource == podResource && sub == "status":
 			q.verb = status
 			return q, req.GetBody != nil
 		}
