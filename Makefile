@@ -74,9 +74,9 @@ cross-%:
 # near the machine, then the whole executable. It knows no packet filter's socket.
 EMULATED := ./pkg/datastore ./pkg/bundle ./pkg/bundle/ocitar ./pkg/config ./pkg/component ./pkg/pki
 test-cross: build cross $(addprefix test-cross-,$(CROSS))
-	KNARR_CROSS='$(CROSS)' go test -count=1 -timeout 90m -v ./tests/cross
+	@KNARR_CROSS='$(CROSS)' $(RECORD) 'test-cross: the executable on $(CROSS)' go test -count=1 -timeout 90m -v ./tests/cross
 test-cross-%:
-	$(CROSS_ENV) go test $(OVERLAY) -ldflags '-linkmode external $(CROSS_LINK)' -count=1 -timeout 60m -exec '$(CURDIR)/scripts/emulate.sh $*' \
+	@$(CROSS_ENV) $(RECORD) 'test-cross: packages on $*' go test $(OVERLAY) -ldflags '-linkmode external $(CROSS_LINK)' -count=1 -timeout 60m -exec '$(CURDIR)/scripts/emulate.sh $*' \
 		-skip 'TestBundledNFT|TestBundledProgramsRun/bin/nft' $(EMULATED)
 
 # A virtual machine of Debian 12: systemd, cgroup v2, reboots, a clock to set.
@@ -122,16 +122,19 @@ test: build images csi image
 # more by itself, and shown; it has to pass then.
 STEADY := go run gotest.tools/gotestsum@v1.13.0 --format pkgname-and-test-fails --rerun-fails=1 --rerun-fails-max-failures=6
 
+# Of what runs outside of CI the last result stands in docs/testing.md.
+RECORD := scripts/record.sh docs/testing.md
+
 # Faults. CI runs a few rounds of each; ARGS=-seed=N repeats what chance chose.
 ROUNDS ?= 200
 chaos: build images
-	go test -count=1 -timeout 60m -v ./tests/chaos/storeload -rounds $(ROUNDS) $(ARGS)
-	go test -count=1 -timeout 180m -v ./tests/chaos -all -rounds $$(($(ROUNDS)/3)) $(ARGS)
+	@$(RECORD) 'chaos: a store, $(ROUNDS) SIGKILLs and a failing disk' go test -count=1 -timeout 60m -v -skip PowerCuts ./tests/chaos/storeload -rounds $(ROUNDS) $(ARGS)
+	@$(RECORD) 'chaos: a node, every fault; the control plane, a third of the SIGKILLs' go test -count=1 -timeout 180m -v ./tests/chaos -all -rounds $$(($(ROUNDS)/3)) $(ARGS)
 
 # A hundred power cuts of the store alone, twenty of a control plane.
 cuts: build images
-	go test -count=1 -timeout 60m -v -run PowerCuts ./tests/chaos/storeload -cuts 100 $(ARGS)
-	go test -count=1 -timeout 60m -v -run PowerCuts ./tests/chaos -all -cuts 100 $(ARGS)
+	@$(RECORD) 'cuts: a store, 100 power cuts' go test -count=1 -timeout 60m -v -run PowerCuts ./tests/chaos/storeload -cuts 100 $(ARGS)
+	@$(RECORD) 'cuts: a control plane, 20 power cuts' go test -count=1 -timeout 60m -v -run PowerCuts ./tests/chaos -all -cuts 100 $(ARGS)
 
 # The curve goes into docs/testing.md.
 HOURS ?= 1
@@ -141,7 +144,7 @@ soak: build images
 # A node without its server for ten minutes.
 .PHONY: away
 away: build images
-	go test -count=1 -timeout 30m -v -run 'TestServerIsAway$$' ./tests/cluster -away 10m
+	@$(RECORD) 'away: a node without its server for ten minutes' go test -count=1 -timeout 30m -v -run 'TestServerIsAway$$' ./tests/cluster -away 10m
 
 # What importers compile against, compared with the last release or with BASE.
 .PHONY: apidiff
@@ -156,16 +159,16 @@ scale: build images
 # Backups in a bucket, by a real server of S3, which takes minutes to build.
 test-s3:
 	@scripts/s3.sh
-	go test -count=1 -v -run 'Bucket|S3' ./pkg/backup
+	@$(RECORD) 'test-s3: backups in a bucket' go test -count=1 -v -run 'Bucket|S3' ./pkg/backup
 
 # Ten lives of a server's certificates, a minute each.
 certificates: build images
-	go test -count=1 -timeout 30m -v -run CertificatesRenew ./tests/lifecycle -life 1m -lives 10
+	@$(RECORD) 'certificates: ten lives of a minute' go test -count=1 -timeout 30m -v -run CertificatesRenew ./tests/lifecycle -life 1m -lives 10
 
 # The alert rules in contrib, by Prometheus' own tool.
 rules:
 	@scripts/deps.sh rules
-	promtool check rules contrib/prometheus/*.yaml
+	@$(RECORD) 'rules: the alert rules, by promtool' promtool check rules contrib/prometheus/*.yaml
 
 # Known vulnerabilities in what is linked in. CI reaches no database of them.
 VULNDB ?= https://vuln.go.dev
@@ -174,18 +177,17 @@ vuln:
 
 # A minute for each parser of what strangers send.
 fuzz:
-	@for f in $$(grep -rl --include='*_test.go' '^func Fuzz' pkg); do for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
-		echo "$$name in $$(dirname $$f)"; go test -run '^$$' -fuzz "^$$name\$$" -fuzztime 1m ./$$(dirname $$f) || exit 1; done; done
+	@$(RECORD) 'fuzz: a minute for each parser' scripts/fuzz.sh 1m
 
 # A hundred clusters in a row, four at once, and fifty killed at any moment.
 .PHONY: many
 many: build images
-	go test -count=1 -timeout 60m -v -run 'Many|Sweeps' ./tests/throwaway -many 100 $(ARGS)
+	@$(RECORD) 'many: a hundred throwaway clusters, fifty killed' go test -count=1 -timeout 60m -v -run 'Many|Sweeps' ./tests/throwaway -many 100 $(ARGS)
 
 # Test suites of others that use envtest, on Knarr. SUITES names some of them.
 .PHONY: suites
 suites: build
-	@scripts/suites.sh $(SUITES)
+	@$(RECORD) 'suites: envtest of others$(if $(SUITES),: $(SUITES))' scripts/suites.sh $(SUITES)
 
 # All that takes hours.
 long: chaos cuts soak away many suites test-cross test-s3 certificates rules fuzz
