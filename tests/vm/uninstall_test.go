@@ -17,7 +17,7 @@ import (
 // systemd mounts binfmt_misc for who looks into it, as sysctl does below.
 const pictureScript = `
 ls /proc/sys/fs/binfmt_misc >/dev/null
-ps -e -o comm= | grep -v -e '^kworker' -e '^ps$' -e '^sh$' -e '^sort$' -e '^sed$' -e '^grep$' -e '^systemd-' | sort | sed 's/^/process /'
+ps -e -o comm= | grep -v -e '^kworker' -e '^ps$' -e '^sh$' -e '^sort$' -e '^sed$' -e '^grep$' -e '^systemd-' -e '^(udev-worker)' | sort | sed 's/^/process /'
 awk '{print "mount", $2, $3}' /proc/mounts
 ip -br link | awk '{print "link", $1, $2}'
 ip -br address | awk '{print "address", $0}'
