@@ -88,4 +88,11 @@ func (p *process) routes(mux *http.ServeMux, report func() status.Report) {
 	})
 	mux.HandleFunc("GET "+GoroutinesPath, serveGoroutines)
 	mux.HandleFunc("GET "+UsagePath, serveUsage)
+	mux.HandleFunc("POST "+FailPath+"{component}", func(w http.ResponseWriter, r *http.Request) {
+		if err := p.group.Fail(r.PathValue("component")); err != nil {
+			http.Error(w, err.Error(), http.StatusConflict)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
 }

@@ -19,6 +19,10 @@ const RotateKeyPath = "/v1/certificates/rotate-service-account-key"
 // parts run with: a JSON object of objects, by part and by flag.
 const FlagsPath = "/v1/flags"
 
+// FailPath is where the status socket takes the order, by POST, to have the
+// component of the path's last part fail: for tests of what the others do then.
+const FailPath = "/v1/debug/fail/"
+
 // Routes adds to the status socket what a server can be asked there beside its
 // status.
 func (c *Cluster) Routes(mux *http.ServeMux) {

@@ -48,7 +48,29 @@ type member struct {
 	done      chan struct{} // closed when Run has returned and won't be called again
 	released  chan struct{} // closed when what it needs may be stopped
 
-	status Status // guarded by Group.mu
+	// Guarded by Group.mu.
+	status Status
+	fail   context.CancelCauseFunc // ends the attempt under way; nil before the first
+}
+
+// ErrInjected is what a component has failed by that was made to; see Group.Fail.
+var ErrInjected = errors.New("the failure was asked for")
+
+// Fail has a component that is ready end now, as if it had failed by itself: tests
+// see by it what that does to the others. The component is told by the end of its
+// context, as by a stop, and its group treats it by its class.
+func (g *Group) Fail(name string) error {
+	m := g.byName[name]
+	if m == nil {
+		return fmt.Errorf("have component %s fail: there is none of that name", name)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m.status.State != StateReady {
+		return fmt.Errorf("have component %s fail: it is %s, not %s", name, m.status.State, StateReady)
+	}
+	m.fail(ErrInjected)
+	return nil
 }
 
 // Run starts each component once what it needs has been ready, and blocks until
@@ -179,7 +201,12 @@ const Label = "component"
 // attempt calls Run once and returns how long the component was ready.
 func (g *Group) attempt(ctx context.Context, m *member) (time.Duration, error) {
 	ready, result := make(chan struct{}), make(chan error, 1)
-	g.update(m, StateStarting, nil)
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	g.mu.Lock()
+	m.fail = fail
+	g.enter(m, StateStarting, nil)
+	g.mu.Unlock()
 	go func() {
 		// Holds when Run ends its goroutine by runtime.Goexit.
 		err := errors.New("ended its goroutine without returning")
@@ -206,6 +233,9 @@ func (g *Group) attempt(ctx context.Context, m *member) (time.Duration, error) {
 	}
 	since := g.tellReady(m)
 	err := <-result
+	if errors.Is(context.Cause(ctx), ErrInjected) {
+		err = ErrInjected
+	}
 	return time.Since(since), err
 }
 

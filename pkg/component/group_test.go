@@ -294,6 +294,37 @@ func TestFailureOfARetriedComponentLeavesTheOthersAlone(t *testing.T) {
 	})
 }
 
+func TestComponentFailsWhenItIsMadeTo(t *testing.T) {
+	for class, want := range map[Class]State{Retried: StateReady, Optional: StateFailed, Critical: StateFailed} {
+		synctest.Test(t, func(t *testing.T) {
+			r := &record{}
+			g := newGroup(t, Spec{Component: r.steady("c", time.Second), Class: class}, Spec{Component: r.steady("other", 0), Class: Retried})
+			stop := run(t, g)
+			if err := g.Fail("c"); err == nil {
+				t.Error("one that was not ready has failed")
+			}
+			if err := g.Fail("nobody"); err == nil {
+				t.Error("one that there is not has failed")
+			}
+			<-g.Ready("c")
+			synctest.Wait()
+			if err := g.Fail("c"); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2 * time.Second)
+			if s := statusOf(t, g, "c"); s.State != want || s.LastError != ErrInjected.Error() {
+				t.Errorf("a component that is %v is %s after %q", class, s.State, s.LastError)
+			}
+			if s := statusOf(t, g, "other"); class != Critical && (s.State != StateReady || s.Restarts != 0) {
+				t.Errorf("another is %s", s.State)
+			}
+			if err := stop(); errors.Is(err, ErrInjected) != (class == Critical) {
+				t.Errorf("a group with a component that is %v ended with %v", class, err)
+			}
+		})
+	}
+}
+
 func TestRepeatedErrorIsWarnedOfOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

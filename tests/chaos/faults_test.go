@@ -130,6 +130,112 @@ func TestPodsThatExhaustTheMemoryDoNotEndTheNode(t *testing.T) {
 	}
 }
 
+// A fault in each component of a server and of an agent, both at work: what is
+// retried comes back by itself, and new pods are served as before; the rest does not
+// fail with it. What is optional stays away. A critical one ends the process, and no
+// pod.
+func TestFaultInEachComponentLeavesTheRestAtWork(t *testing.T) {
+	server := harness.Start(t, harness.Options{Args: []string{"--embedded-registry"}})
+	agent := harness.Start(t, harness.Options{Join: server, Name: "edge", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
+	containers := map[string]string{}
+	for _, node := range []string{"node", "edge"} {
+		server.Create(t, "default", kube.Pod("steady-"+node, on(node), kube.Serve("steady")), kube.Service("steady-"+node, kube.For("steady-"+node), kube.Port(80, 8080)))
+		containers[node] = server.WaitPodRunning(t, "default", "steady-"+node).Status.ContainerStatuses[0].ContainerID
+	}
+	t.Run("of a server", func(t *testing.T) { failEach(t, server, server, "node") })
+	t.Run("of an agent", func(t *testing.T) { failEach(t, agent, server, "edge") })
+	for node, was := range containers {
+		if now := server.WaitPodRunning(t, "default", "steady-"+node).Status.ContainerStatuses[0].ContainerID; now != was {
+			t.Errorf("a pod of node %s that nobody touched was in container %s and is in %s", node, was, now)
+		}
+	}
+}
+
+// on puts a pod on a node.
+func on(node string) kube.Option { return kube.Spec(func(s *corev1.PodSpec) { s.NodeName = node }) }
+
+// failEach has the components of n, whose node has that name, fail one after the
+// other, those that end the process last.
+func failEach(t *testing.T, n, server *harness.Node, node string) {
+	all := n.Status(t).Components
+	for _, class := range []component.Class{component.Retried, component.Optional, component.Critical} {
+		for _, c := range all {
+			if c.Class != class {
+				continue
+			}
+			t.Run(c.Name, func(t *testing.T) {
+				if class == component.Critical {
+					failCritical(t, n, c.Name)
+				} else {
+					failOne(t, n, c.Name, class)
+				}
+				serves(t, server, node, "after-"+c.Name)
+			})
+		}
+	}
+}
+
+func failOne(t *testing.T, n *harness.Node, name string, class component.Class) {
+	t.Helper()
+	others := func() map[string]component.Status {
+		all := map[string]component.Status{}
+		for _, c := range n.Status(t).Components {
+			if c.Name != name {
+				all[c.Name] = c
+			}
+		}
+		return all
+	}
+	before, pid := others(), n.Status(t).PID
+	n.Fail(t, name)
+	n.WaitFor(t, name+" to have failed, and to be ready again if it is retried", func(ctx context.Context) (bool, error) {
+		r, err := n.StatusErr(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, c := range r.Components {
+			if c.Name == name && (c.LastError != component.ErrInjected.Error() || class == component.Retried && c.State != component.StateReady) {
+				return false, fmt.Errorf("it is %s after %q", c.State, c.LastError)
+			}
+		}
+		return true, nil
+	})
+	if now := n.Status(t).PID; now != pid {
+		t.Errorf("process %d is now %d", pid, now)
+	}
+	for other, c := range others() {
+		if c.Restarts != before[other].Restarts || c.State != before[other].State {
+			t.Errorf("%s failed, too: it is %s after %q", other, c.State, c.LastError)
+		}
+	}
+}
+
+func failCritical(t *testing.T, n *harness.Node, name string) {
+	t.Helper()
+	n.Fail(t, name)
+	if err := n.Wait(t); err == nil {
+		t.Error("the process ended as if all was well")
+	}
+	if want := "component " + name + " failed: " + component.ErrInjected.Error(); !strings.Contains(n.Log(t), want) {
+		t.Errorf("the log does not say %q", want)
+	}
+	n.Resume(t)
+}
+
+// serves runs a new pod on the node, which finds a Service by its name, and whose log
+// is read.
+func serves(t *testing.T, server *harness.Node, node, name string) {
+	t.Helper()
+	server.Create(t, "default", kube.Pod(name, on(node), kube.Serve("hello")))
+	server.WaitPodRunning(t, "default", name)
+	server.WaitFor(t, "a new pod to reach a Service", func(ctx context.Context) (bool, error) {
+		out, err := server.KubectlErr("exec", name, "--", "testbox", "get", "--timeout", "2s", "http://steady-"+node)
+		return strings.TrimSpace(out) == "steady", err
+	})
+	server.Kubectl(t, "logs", name)
+	server.Kubectl(t, "delete", "pod", name, "--now", "--wait=false")
+}
+
 // Each component's class, and a fault of each class: what is retried leaves the
 // rest at work and comes back by itself once its cause is mended.
 func TestEachComponentFailsAsItsClassSays(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/status"
 	"github.com/knarr-dev/knarr/pkg/throwaway"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
@@ -219,6 +221,14 @@ func (n *Node) Status(t testing.TB) *status.Report {
 // StatusErr is Status for a server that may not listen yet.
 func (n *Node) StatusErr(ctx context.Context) (*status.Report, error) {
 	return status.Fetch(ctx, n.Host.Path("/run/knarr/status.sock"))
+}
+
+// Fail has a component of the server fail.
+func (n *Node) Fail(t testing.TB, component string) {
+	t.Helper()
+	if _, err := status.Ask(t.Context(), n.Host.Path("/run/knarr/status.sock"), http.MethodPost, cluster.FailPath+component); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Log is all that the servers have written so far.

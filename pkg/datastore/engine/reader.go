@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 
 	"github.com/k3s-io/kine/pkg/server"
@@ -232,50 +234,94 @@ func (e *Engine) fetch(ctx context.Context, items []item, keysOnly bool) ([]*ser
 }
 
 func (e *Engine) fetchEach(ctx context.Context, items []item, wanted []int, kvs []*server.KeyValue) error {
-	stmt, err := e.db.PrepareContext(ctx, "SELECT value FROM log WHERE rev = ?")
-	if err != nil {
-		return fmt.Errorf("read: %w", err)
-	}
-	defer stmt.Close()
-	for _, i := range wanted {
-		err := stmt.QueryRowContext(ctx, items[i].rev).Scan(&kvs[i].Value)
-		if errors.Is(err, sql.ErrNoRows) {
-			return errGone
+	return e.query(ctx, "SELECT value FROM log WHERE rev = ?", func(q query) error {
+		var row [1]driver.Value
+		for _, i := range wanted {
+			n, err := q(row[:], func() bool { return false }, items[i].rev)
+			if err != nil {
+				return fmt.Errorf("read revision %d: %w", items[i].rev, err)
+			}
+			if n == 0 {
+				return errGone
+			}
+			kvs[i].Value, _ = row[0].([]byte)
 		}
-		if err != nil {
-			return fmt.Errorf("read revision %d: %w", items[i].rev, err)
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 func (e *Engine) fetchRange(ctx context.Context, items []item, wanted []int, kvs []*server.KeyValue) error {
-	rows, err := e.db.QueryContext(ctx, "SELECT rev, value FROM log WHERE rev >= ? AND rev <= ? ORDER BY rev", items[wanted[0]].rev, items[wanted[len(wanted)-1]].rev)
+	return e.query(ctx, "SELECT rev, value FROM log WHERE rev >= ? AND rev <= ? ORDER BY rev", func(q query) error {
+		var row [2]driver.Value
+		n, first, last := 0, items[wanted[0]].rev, items[wanted[len(wanted)-1]].rev
+		_, err := q(row[:], func() bool {
+			i, rev := wanted[n], row[0].(int64)
+			if items[i].rev == rev {
+				kvs[i].Value, _ = row[1].([]byte)
+				n++
+			}
+			return n < len(wanted) && items[wanted[n]].rev > rev
+		}, first, last)
+		if err != nil {
+			return fmt.Errorf("read revisions %d to %d: %w", first, last, err)
+		}
+		if n < len(wanted) {
+			return errGone
+		}
+		return nil
+	})
+}
+
+// query runs a prepared statement: row has each row's columns when next is called,
+// which tells whether to go on. It returns how many rows it has read.
+type query func(row []driver.Value, next func() bool, args ...int64) (int, error)
+
+// query prepares a statement that reads and hands it to use. It goes past
+// database/sql, which takes longer for a row than SQLite does; what a row has in it
+// is not copied again, and is the caller's.
+func (e *Engine) query(ctx context.Context, text string, use func(query) error) error {
+	conn, err := e.db.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
-	defer rows.Close()
-	n := 0
-	for n < len(wanted) && rows.Next() {
-		var rev int64
-		var value sql.RawBytes
-		if err := rows.Scan(&rev, &value); err != nil {
+	defer conn.Close()
+	return conn.Raw(func(c any) error {
+		s, err := c.(driver.ConnPrepareContext).PrepareContext(ctx, text)
+		if err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
-		if i := wanted[n]; items[i].rev == rev {
-			kvs[i].Value = slices.Clone([]byte(value))
-			n++
-		} else if items[i].rev < rev {
-			return errGone
+		defer s.Close()
+		return use(func(row []driver.Value, next func() bool, args ...int64) (int, error) {
+			return step(ctx, s.(driver.StmtQueryContext), row, next, args)
+		})
+	})
+}
+
+func step(ctx context.Context, s driver.StmtQueryContext, row []driver.Value, next func() bool, args []int64) (n int, err error) {
+	named := make([]driver.NamedValue, len(args))
+	for i, a := range args {
+		named[i] = driver.NamedValue{Ordinal: i + 1, Value: a}
+	}
+	// A context that may end costs SQLite's driver a goroutine.
+	rows, err := s.QueryContext(context.WithoutCancel(ctx), named)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for ctx.Err() == nil {
+		err := rows.Next(row)
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+		n++
+		if !next() {
+			return n, nil
 		}
 	}
-	if err := rows.Err(); err != nil {
-		return fmt.Errorf("read: %w", err)
-	}
-	if n < len(wanted) {
-		return errGone
-	}
-	return nil
+	return n, ctx.Err()
 }
 
 // read returns one item with its value.

@@ -14,6 +14,7 @@ import (
 	srvconfig "github.com/containerd/containerd/v2/cmd/containerd/server/config"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/defaults"
+	"github.com/containerd/containerd/v2/plugins"
 	"github.com/containerd/containerd/v2/version"
 	"github.com/containerd/log"
 	"github.com/containerd/platforms"
@@ -56,6 +57,9 @@ type Config struct {
 
 // Socket is where the CRI and containerd's own API are served.
 func (c Config) Socket() string { return filepath.Join(c.State, "containerd.sock") }
+
+// callMetrics counts calls where nobody reads it, and can't be made twice in a process.
+const callMetrics = string(plugins.MetricsPlugin) + ".grpc-prometheus"
 
 // Containerd is the component.
 type Containerd struct {
@@ -155,7 +159,7 @@ func (c *Containerd) server() (*srvconfig.Config, error) {
 		RequiredPlugins: []string{
 			orderedCRI, "io.containerd.snapshotter.v1." + c.cfg.Snapshotter,
 		},
-		DisabledPlugins: []string{localTransfer, upstreamCRI},
+		DisabledPlugins: []string{localTransfer, upstreamCRI, callMetrics},
 		Plugins: table{
 			redirectedTransfer: table{
 				"unpack_config": []table{{

@@ -1,0 +1,60 @@
+package engine
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// Objects of a kibibyte, written in another order than their names'.
+func BenchmarkList(b *testing.B) {
+	const objects = 20_000
+	e, _ := start(b, filepath.Join(b.TempDir(), "state.db"), Config{})
+	order := rand.New(rand.NewPCG(1, 2)).Perm(objects)
+	var wg sync.WaitGroup
+	for w := range 64 {
+		wg.Go(func() {
+			for i := w; i < objects; i += 64 {
+				if _, err := e.Create(b.Context(), fmt.Sprintf("/registry/configmaps/%06d", order[i]), make([]byte, 1024), 0); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, limit := range []int64{500, 0} {
+		b.Run(fmt.Sprint(limit), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, kvs, err := e.List(b.Context(), "/registry/configmaps/", "/registry/configmaps0", limit, 0, false); err != nil || len(kvs) == 0 {
+					b.Fatal(err, len(kvs))
+				}
+			}
+		})
+	}
+}
+
+// Each client updates keys of its own.
+func BenchmarkUpdate(b *testing.B) {
+	for _, clients := range []int{1, 16, 64} {
+		b.Run(fmt.Sprint(clients), func(b *testing.B) {
+			e, _ := start(b, filepath.Join(b.TempDir(), "state.db"), Config{})
+			b.ReportAllocs()
+			var wg sync.WaitGroup
+			for c := range clients {
+				wg.Go(func() {
+					key, value, rev := fmt.Sprintf("/registry/configmaps/%06d", c), make([]byte, 1024), int64(0)
+					for i := c; i < b.N; i += clients {
+						now, _, done, err := e.Update(b.Context(), key, value, rev, 0)
+						if rev = now; err != nil || !done {
+							b.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+		})
+	}
+}
