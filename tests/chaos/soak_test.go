@@ -28,6 +28,9 @@ const (
 	// sampleEvery is the least time between two points of the curve, and churn
 	// goes on until the last.
 	sampleEvery = 20 * time.Second
+	// warmUp is how long it takes until the store's file holds as much history as it
+	// ever will: revisions stay for five to ten minutes.
+	warmUp = 11 * time.Minute
 	// points are how many the curve has in Markdown; the CSV beside has all.
 	points = 12
 )
@@ -39,13 +42,17 @@ func TestSoak(t *testing.T) {
 		t.Skip("make soak HOURS=1")
 	}
 	n := harness.Start(t, harness.Options{})
+	of := commit()
 	loads := []*apiLoad{startLoad(t, n, strict, 1), startLoad(t, n, cached, 1)}
-	churn(t, n, 0)
+	round := 0
+	for began := time.Now(); time.Since(began) < warmUp; round++ {
+		churn(t, n, round)
+	}
 	settleDown(t, n)
 	first := sample(t, n, 0)
 	began := time.Now()
 	curve := []point{first}
-	for round := 1; time.Since(began) < *soak; round++ {
+	for ; time.Since(began) < *soak; round++ {
 		churn(t, n, round)
 		if since := time.Since(began); since-curve[len(curve)-1].at >= sampleEvery {
 			curve = append(curve, sample(t, n, since))
@@ -64,7 +71,7 @@ func TestSoak(t *testing.T) {
 	t.Log("first:", first)
 	t.Log("last:", last)
 	if *soakInto != "" {
-		if err := publish(*soakInto, curve, problems); err != nil {
+		if err := publish(*soakInto, of, curve, problems); err != nil {
 			t.Error(err)
 		}
 	}
@@ -110,7 +117,7 @@ func settleDown(t *testing.T, n *harness.Node) {
 }
 
 // publish writes the curve as CSV beside the file and a table into its section.
-func publish(file string, curve []point, problems []string) error {
+func publish(file, of string, curve []point, problems []string) error {
 	csv := strings.TrimSuffix(file, filepath.Ext(file)) + "-soak.csv"
 	var rows strings.Builder
 	fmt.Fprintln(&rows, "second,"+strings.Join(names(), ","))
@@ -130,7 +137,7 @@ func publish(file string, curve []point, problems []string) error {
 	if len(problems) > 0 {
 		result = "FAILED: " + strings.Join(problems, "; ")
 	}
-	fmt.Fprintf(&text, "%s, commit %s, %s: %s. Every point: [%s](%s).\n\n", time.Now().UTC().Format("2006-01-02 15:04 MST"), commit(),
+	fmt.Fprintf(&text, "%s, commit %s, %s: %s. Every point: [%s](%s).\n\n", time.Now().UTC().Format("2006-01-02 15:04 MST"), of,
 		curve[len(curve)-1].at.Round(time.Minute), result, filepath.Base(csv), filepath.Base(csv))
 	fmt.Fprintln(&text, "minute | "+strings.Join(names(), " | "))
 	fmt.Fprintln(&text, "---"+strings.Repeat(" | ---:", len(names())))
