@@ -88,11 +88,7 @@ func (p *process) routes(mux *http.ServeMux, report func() status.Report) {
 	})
 	mux.HandleFunc("GET "+GoroutinesPath, serveGoroutines)
 	mux.HandleFunc("GET "+UsagePath, serveUsage)
-	mux.HandleFunc("POST "+FailPath+"{component}", func(w http.ResponseWriter, r *http.Request) {
-		if err := p.group.Fail(r.PathValue("component")); err != nil {
-			http.Error(w, err.Error(), http.StatusConflict)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
+	mux.HandleFunc("POST "+FailPath+"{component}", order(http.StatusConflict, func(r *http.Request) error {
+		return p.group.Fail(r.PathValue("component"))
+	}))
 }

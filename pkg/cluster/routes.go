@@ -23,6 +23,17 @@ const FlagsPath = "/v1/flags"
 // component of the path's last part fail: for tests of what the others do then.
 const FailPath = "/v1/debug/fail/"
 
+// order answers with nothing, or with the error by which what was ordered failed.
+func order(failure int, do func(*http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := do(r); err != nil {
+			http.Error(w, err.Error(), failure)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
 // Routes adds to the status socket what a server can be asked there beside its
 // status.
 func (c *Cluster) Routes(mux *http.ServeMux) {
@@ -31,20 +42,8 @@ func (c *Cluster) Routes(mux *http.ServeMux) {
 		mux.HandleFunc(pattern, h)
 	}
 	c.authorityRoutes(mux)
-	mux.HandleFunc("POST "+RotatePath, func(w http.ResponseWriter, r *http.Request) {
-		if err := c.certs.rotate(r.Context()); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
-	mux.HandleFunc("POST "+RotateKeyPath, func(w http.ResponseWriter, r *http.Request) {
-		if err := c.rotateTokenKey(r); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
+	mux.HandleFunc("POST "+RotatePath, order(http.StatusInternalServerError, func(r *http.Request) error { return c.certs.rotate(r.Context()) }))
+	mux.HandleFunc("POST "+RotateKeyPath, order(http.StatusInternalServerError, c.rotateTokenKey))
 	mux.HandleFunc("GET "+FlagsPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(c.settings.All()) // it fails only when the client has gone

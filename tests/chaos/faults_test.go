@@ -139,7 +139,7 @@ func TestFaultInEachComponentLeavesTheRestAtWork(t *testing.T) {
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
 	containers := map[string]string{}
 	for _, node := range []string{"node", "edge"} {
-		server.Create(t, "default", kube.Pod("steady-"+node, on(node), kube.Serve("steady")), kube.Service("steady-"+node, kube.For("steady-"+node), kube.Port(80, 8080)))
+		server.Create(t, "default", kube.Pod("steady-"+node, kube.On(node), kube.Serve("steady")), kube.Service("steady-"+node, kube.For("steady-"+node), kube.Port(80, 8080)))
 		containers[node] = server.WaitPodRunning(t, "default", "steady-"+node).Status.ContainerStatuses[0].ContainerID
 	}
 	t.Run("of a server", func(t *testing.T) { failEach(t, server, server, "node") })
@@ -150,9 +150,6 @@ func TestFaultInEachComponentLeavesTheRestAtWork(t *testing.T) {
 		}
 	}
 }
-
-// on puts a pod on a node.
-func on(node string) kube.Option { return kube.Spec(func(s *corev1.PodSpec) { s.NodeName = node }) }
 
 // failEach has the components of n, whose node has that name, fail one after the
 // other, those that end the process last.
@@ -226,7 +223,7 @@ func failCritical(t *testing.T, n *harness.Node, name string) {
 // is read.
 func serves(t *testing.T, server *harness.Node, node, name string) {
 	t.Helper()
-	server.Create(t, "default", kube.Pod(name, on(node), kube.Serve("hello")))
+	server.Create(t, "default", kube.Pod(name, kube.On(node), kube.Serve("hello")))
 	server.WaitPodRunning(t, "default", name)
 	server.WaitFor(t, "a new pod to reach a Service", func(ctx context.Context) (bool, error) {
 		out, err := server.KubectlErr("exec", name, "--", "testbox", "get", "--timeout", "2s", "http://steady-"+node)

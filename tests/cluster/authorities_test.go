@@ -18,7 +18,7 @@ func TestAuthoritiesAreReplacedWhilePodsRun(t *testing.T) {
 	old := server.Token(t)
 	harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + old}})
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("here", on("node"), kube.Serve("")), kube.Pod("there", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("here", kube.On("node"), kube.Serve("")), kube.Pod("there", kube.On("edge-1"), kube.Serve("")))
 	before := map[string]string{}
 	for _, pod := range []string{"here", "there"} {
 		before[pod] = server.WaitPodRunning(t, ns, pod).Status.ContainerStatuses[0].ContainerID

@@ -25,7 +25,7 @@ func TestServerIsAway(t *testing.T) {
 	server := harness.Start(t, harness.Options{})
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("web", on("edge-1"), kube.Serve("here")), kube.Service("web", kube.For("web"), kube.Port(80, 8080)))
+	server.Create(t, ns, kube.Pod("web", kube.On("edge-1"), kube.Serve("here")), kube.Service("web", kube.For("web"), kube.Port(80, 8080)))
 	before := server.WaitPodRunning(t, ns, "web")
 	svc, err := server.Client.CoreV1().Services(ns).Get(t.Context(), "web", metav1.GetOptions{})
 	if err != nil {
@@ -47,7 +47,7 @@ func TestServerIsAway(t *testing.T) {
 	}
 	server.Resume(t)
 	waitNode(t, server, "edge-1", corev1.ConditionTrue)
-	server.Create(t, ns, kube.Pod("new", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("new", kube.On("edge-1"), kube.Serve("")))
 	server.WaitPodRunning(t, ns, "new")
 	answers()
 	after := server.WaitPodRunning(t, ns, "web")

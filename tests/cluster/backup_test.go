@@ -20,7 +20,7 @@ func TestClusterIsRestoredOnAnEmptyMachine(t *testing.T) {
 	server := harness.Start(t, harness.Options{Files: map[string]string{"/root/phrase": "correct horse battery staple\n"}})
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
 	const ns = "default"
-	server.Create(t, ns, kube.Pod("here", on("node"), kube.Serve("from the server")), kube.Pod("there", on("edge-1"), kube.Serve("from the edge")),
+	server.Create(t, ns, kube.Pod("here", kube.On("node"), kube.Serve("from the server")), kube.Pod("there", kube.On("edge-1"), kube.Serve("from the edge")),
 		kube.Service("there", kube.For("there"), kube.Port(80, 8080)),
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: "kept"}, StringData: map[string]string{"password": "kept"}})
 	lost := server.WaitPodRunning(t, ns, "here").Status.ContainerStatuses[0].ContainerID
@@ -35,7 +35,7 @@ func TestClusterIsRestoredOnAnEmptyMachine(t *testing.T) {
 		t.Errorf("verify: %s", out)
 	}
 	// What comes after the backup is lost, and the agent has seen it.
-	server.Create(t, ns, kube.Pod("later", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("later", kube.On("edge-1"), kube.Serve("")))
 	server.WaitPodRunning(t, ns, "later")
 
 	server.Reboot(t)
@@ -68,7 +68,7 @@ func TestClusterIsRestoredOnAnEmptyMachine(t *testing.T) {
 	})
 	// The agent, which nobody has restarted, does what it is told, and ends what it
 	// should not have.
-	server.Create(t, ns, kube.Pod("new", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("new", kube.On("edge-1"), kube.Serve("")))
 	server.WaitPodRunning(t, ns, "new")
 	if now := server.WaitPodRunning(t, ns, "there").Status.ContainerStatuses[0].ContainerID; now != container {
 		t.Errorf("the agent's container was %s and is %s", container, now)

@@ -65,7 +65,7 @@ func TestAgentsStoreVolumesAndAnnounceAddresses(t *testing.T) {
 	})
 
 	t.Run("one node answers for an address, and another when it may not", func(t *testing.T) {
-		server.Create(t, ns, kube.Pod("web", on("edge-1"), kube.Serve("hello")),
+		server.Create(t, ns, kube.Pod("web", kube.On("edge-1"), kube.Serve("hello")),
 			kube.Service("web", kube.For("web"), kube.LoadBalancer, kube.Port(80, 8080)))
 		server.WaitPodRunning(t, ns, "web")
 		server.Kubectl(t, "wait", "-n", ns, "service/web", "--for=jsonpath={.status.loadBalancer.ingress[*].ip}="+address, "--timeout=60s")

@@ -20,15 +20,15 @@ func TestNodeLivesWithoutItsServer(t *testing.T) {
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
 	ns := server.Namespace(t)
 	server.Create(t, ns, kube.Secret("key", "word", "open sesame"), kube.ConfigMap("settings", "colour", "green"),
-		kube.Pod("web", on("edge-1"), kube.Shell(`testbox serve --port=8080 --body="$(cat /secret/word) $(cat /settings/colour) $(test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token)"`),
+		kube.Pod("web", kube.On("edge-1"), kube.Shell(`testbox serve --port=8080 --body="$(cat /secret/word) $(cat /settings/colour) $(test -s /var/run/secrets/kubernetes.io/serviceaccount/token && echo token)"`),
 			kube.Expose("http", 8080), kube.Mount("secret", "/secret", kube.Secrets("key")), kube.Mount("settings", "/settings", kube.Settings("settings"))),
 		kube.Service("web", kube.For("web"), kube.Port(80, 8080)),
-		kube.Pod("gone", on("edge-1"), kube.Serve("to be deleted")))
+		kube.Pod("gone", kube.On("edge-1"), kube.Serve("to be deleted")))
 	// The reboot gives pods addresses in the order in which they start: others than
 	// they had, or each other's.
 	others := map[string]string{"one": "", "two": "", "three": ""}
 	for name := range others {
-		server.Create(t, ns, kube.Pod(name, on("edge-1"), kube.Serve("this is "+name)), kube.Service(name, kube.For(name), kube.Port(80, 8080)))
+		server.Create(t, ns, kube.Pod(name, kube.On("edge-1"), kube.Serve("this is "+name)), kube.Service(name, kube.For(name), kube.Port(80, 8080)))
 	}
 	before := server.WaitPodRunning(t, ns, "web")
 	server.WaitPodRunning(t, ns, "gone")

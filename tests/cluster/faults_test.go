@@ -39,7 +39,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 	two := harness.Prepare(t, harness.Options{Join: server, Name: "edge-2", Env: []string{token}})
 	two.Resume(t)
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("on-1", on("edge-1"), kube.Serve("")), kube.Pod("on-2", on("edge-2"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("on-1", kube.On("edge-1"), kube.Serve("")), kube.Pod("on-2", kube.On("edge-2"), kube.Serve("")))
 	containers := map[string]string{}
 	for _, name := range []string{"on-1", "on-2"} {
 		containers[name] = server.WaitPodRunning(t, ns, name).Status.ContainerStatuses[0].ContainerID
@@ -63,7 +63,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 	}
 	runs := func(t *testing.T, name, node string) {
 		t.Helper()
-		server.Create(t, ns, kube.Pod(name, on(node), kube.Serve(name)))
+		server.Create(t, ns, kube.Pod(name, kube.On(node), kube.Serve(name)))
 		server.WaitPodRunning(t, ns, name)
 		server.WaitFor(t, "its log", func(context.Context) (bool, error) {
 			_, err := server.KubectlErr("logs", "-n", ns, name)
@@ -81,7 +81,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 		var load sync.WaitGroup
 		for i := range 10 {
 			load.Go(func() {
-				pod := kube.Pod(fmt.Sprint("load-", i), kube.Label("fault", "load"), on(fmt.Sprint("edge-", 1+i%2)))
+				pod := kube.Pod(fmt.Sprint("load-", i), kube.Label("fault", "load"), kube.On(fmt.Sprint("edge-", 1+i%2)))
 				for t.Context().Err() == nil {
 					_, err := server.Client.CoreV1().Pods(ns).Create(t.Context(), pod, metav1.CreateOptions{})
 					if err == nil || apierrors.IsAlreadyExists(err) {
@@ -103,7 +103,7 @@ func TestClusterOutlivesFaults(t *testing.T) {
 	t.Run("one hears the others and is not heard", func(t *testing.T) {
 		one.Exec(t, nft, mute)
 		waitNode(t, server, "edge-1", corev1.ConditionUnknown)
-		server.Create(t, ns, kube.Pod("while-mute", on("edge-1")))
+		server.Create(t, ns, kube.Pod("while-mute", kube.On("edge-1")))
 		one.Exec(t, nft, "delete table inet mute")
 		server.WaitPodRunning(t, ns, "while-mute")
 		kept(t)

@@ -24,9 +24,6 @@ import (
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
 
-// on puts a pod on a node.
-func on(node string) kube.Option { return kube.Spec(func(s *corev1.PodSpec) { s.NodeName = node }) }
-
 func TestAgentsJoinAndLeave(t *testing.T) {
 	server := harness.Start(t, harness.Options{Args: []string{"--backup-schedule=@daily"}})
 	token := "KNARR_TOKEN=" + server.Token(t)
@@ -45,7 +42,7 @@ func TestAgentsJoinAndLeave(t *testing.T) {
 		}
 	})
 	t.Run("runs pods that are looked into", func(t *testing.T) {
-		server.Create(t, ns, kube.Pod("there", on("edge-1"), kube.Serve("from the edge")))
+		server.Create(t, ns, kube.Pod("there", kube.On("edge-1"), kube.Serve("from the edge")))
 		server.WaitPodRunning(t, ns, "there")
 		if out := server.Kubectl(t, "exec", "-n", ns, "there", "--", "cat", "/etc/hostname"); strings.TrimSpace(out) != "there" {
 			t.Errorf("exec: %q", out)
@@ -54,7 +51,7 @@ func TestAgentsJoinAndLeave(t *testing.T) {
 	})
 	t.Run("pods of both nodes reach each other by address, Service and name", func(t *testing.T) {
 		server.Create(t, ns, kube.Service("there", kube.For("there"), kube.Port(80, 8080)),
-			kube.Pod("here", on("node"), kube.Serve("from the server")), kube.Service("here", kube.For("here"), kube.Port(80, 8080)))
+			kube.Pod("here", kube.On("node"), kube.Serve("from the server")), kube.Service("here", kube.For("here"), kube.Port(80, 8080)))
 		here := server.WaitPodRunning(t, ns, "here")
 		there := server.WaitPodRunning(t, ns, "there")
 		for _, c := range []struct{ from, url, want string }{
@@ -71,8 +68,8 @@ func TestAgentsJoinAndLeave(t *testing.T) {
 		}
 	})
 	t.Run("packets of every kind and size arrive, with the address of their sender", func(t *testing.T) {
-		server.Create(t, ns, kube.Pod("echo", on("edge-1"), kube.Echo(9000)), kube.Service("echo", kube.For("echo"), kube.UDP(53, 9000)),
-			kube.Pod("who", on("edge-1"), kube.Serve("")))
+		server.Create(t, ns, kube.Pod("echo", kube.On("edge-1"), kube.Echo(9000)), kube.Service("echo", kube.For("echo"), kube.UDP(53, 9000)),
+			kube.Pod("who", kube.On("edge-1"), kube.Serve("")))
 		echo := server.WaitPodRunning(t, ns, "echo")
 		who := server.WaitPodRunning(t, ns, "who")
 		here := server.WaitPodRunning(t, ns, "here")
@@ -193,7 +190,7 @@ func credential(t *testing.T, server, agent *harness.Node) kubernetes.Interface 
 // stolen tries what a thief of a node's credential would.
 func stolen(t *testing.T, server, agent *harness.Node, ns string) {
 	server.Create(t, ns, kube.Secret("elsewhere", "key", "value"),
-		kube.Pod("holder", on("node"), kube.Serve("x"), kube.Mount("secret", "/secret", kube.Secrets("elsewhere"))))
+		kube.Pod("holder", kube.On("node"), kube.Serve("x"), kube.Mount("secret", "/secret", kube.Secrets("elsewhere"))))
 	server.WaitPodRunning(t, ns, "holder")
 	thief := credential(t, server, agent)
 	ctx := context.Background()

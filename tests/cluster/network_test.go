@@ -34,7 +34,7 @@ func TestNodesFindEachOtherByRoutes(t *testing.T) {
 	server := harness.Start(t, harness.Options{Args: []string{"--flannel-backend=host-gw"}})
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("here", on("node"), kube.Serve("")), kube.Pod("there", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("here", kube.On("node"), kube.Serve("")), kube.Pod("there", kube.On("edge-1"), kube.Serve("")))
 	reach(t, server, ns)
 	if routes := agent.Exec(t, "ip", "route"); !strings.Contains(routes, "10.42.0.0/24 via "+server.Host.Addr().String()) {
 		t.Errorf("the agent's routes:\n%s", routes)
@@ -84,7 +84,7 @@ func TestAnotherCNIConnectsTheNodes(t *testing.T) {
 	server.WaitReady(t)
 	agent.WaitReady(t)
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("here", on("node"), kube.Serve("")), kube.Pod("there", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("here", kube.On("node"), kube.Serve("")), kube.Pod("there", kube.On("edge-1"), kube.Serve("")))
 	reach(t, server, ns)
 	if links := agent.Exec(t, "ip", "-br", "link"); strings.Contains(links, "cni0") || strings.Contains(links, "flannel") {
 		t.Errorf("flannel's links are there:\n%s", links)
@@ -96,7 +96,7 @@ func TestNodeFollowsItsAddress(t *testing.T) {
 	server := harness.Start(t, harness.Options{})
 	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{"KNARR_TOKEN=" + server.Token(t)}})
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("here", on("node"), kube.Serve("")), kube.Pod("there", on("edge-1"), kube.Serve("")))
+	server.Create(t, ns, kube.Pod("here", kube.On("node"), kube.Serve("")), kube.Pod("there", kube.On("edge-1"), kube.Serve("")))
 	reach(t, server, ns)
 	before := server.WaitPodRunning(t, ns, "there").Status.ContainerStatuses[0].ContainerID
 

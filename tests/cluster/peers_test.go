@@ -29,7 +29,7 @@ func TestNodesPullFromEachOther(t *testing.T) {
 	ns := server.Namespace(t)
 	run := func(pod, node, image string) {
 		t.Helper()
-		server.Create(t, ns, kube.Pod(pod, on(node), kube.Box(func(c *corev1.Container) { c.Image = image }), kube.Shell("testbox sleep")))
+		server.Create(t, ns, kube.Pod(pod, kube.On(node), kube.Box(func(c *corev1.Container) { c.Image = image }), kube.Shell("testbox sleep")))
 	}
 
 	byDigest := shared.Image("team/app") + "@" + shared.Push(t, "team/app:2").String()

@@ -29,8 +29,8 @@ func TestServerReachesNodesThroughTheirTunnels(t *testing.T) {
 		Args: []string{"--node-external-ip", "192.0.2.77"}})
 	agent.Exec(t, nft, behindNAT)
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("there", on("edge-1"), kube.Shell(`i=0; while :; do echo line $i; i=$((i+1)); sleep 0.2; done`)),
-		kube.Pod("web", on("edge-1"), kube.Serve("through the tunnel")))
+	server.Create(t, ns, kube.Pod("there", kube.On("edge-1"), kube.Shell(`i=0; while :; do echo line $i; i=$((i+1)); sleep 0.2; done`)),
+		kube.Pod("web", kube.On("edge-1"), kube.Serve("through the tunnel")))
 	server.WaitPodRunning(t, ns, "there")
 	server.WaitPodRunning(t, ns, "web")
 
@@ -128,7 +128,7 @@ func TestServerReachesNodesThroughTheirTunnels(t *testing.T) {
 		if out := server.Kubectl(t, "exec", "-n", ns, "there", "--", "cat", "/etc/hostname"); strings.TrimSpace(out) != "there" {
 			t.Errorf("exec: %q", out)
 		}
-		server.Create(t, ns, kube.Pod("after", on("edge-1")))
+		server.Create(t, ns, kube.Pod("after", kube.On("edge-1")))
 		server.WaitPodRunning(t, ns, "after")
 	})
 }

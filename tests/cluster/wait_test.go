@@ -76,7 +76,7 @@ func TestAgentsWaitForTheirServer(t *testing.T) {
 	})
 	t.Run("goes on after the network was cut", func(t *testing.T) {
 		ns := server.Namespace(t)
-		server.Create(t, ns, kube.Pod("there", on("edge-1"), kube.Serve("x")))
+		server.Create(t, ns, kube.Pod("there", kube.On("edge-1"), kube.Serve("x")))
 		before := server.WaitPodRunning(t, ns, "there").Status.ContainerStatuses[0].ContainerID
 		agent.Exec(t, nft, `add table inet cut; add chain inet cut in { type filter hook input priority -500; policy accept; }; add rule inet cut in iifname eth0 drop`)
 		agent.WaitFor(t, "the agent to notice", func(ctx context.Context) (bool, error) {
@@ -84,7 +84,7 @@ func TestAgentsWaitForTheirServer(t *testing.T) {
 			return err == nil && r.Agent.Offline, err
 		})
 		agent.Exec(t, nft, "delete table inet cut")
-		server.Create(t, ns, kube.Pod("new", on("edge-1"), kube.Serve("x")))
+		server.Create(t, ns, kube.Pod("new", kube.On("edge-1"), kube.Serve("x")))
 		server.WaitPodRunning(t, ns, "new")
 		after := server.WaitPodRunning(t, ns, "there")
 		if after.Status.ContainerStatuses[0].ContainerID != before || after.Status.ContainerStatuses[0].RestartCount != 0 {
@@ -95,7 +95,7 @@ func TestAgentsWaitForTheirServer(t *testing.T) {
 		server.Kill(t)
 		server.Resume(t)
 		ns := server.Namespace(t)
-		server.Create(t, ns, kube.Pod("again", on("edge-1"), kube.Serve("x")))
+		server.Create(t, ns, kube.Pod("again", kube.On("edge-1"), kube.Serve("x")))
 		server.WaitPodRunning(t, ns, "again")
 		n, err := server.Client.CoreV1().Nodes().Get(t.Context(), "edge-1", metav1.GetOptions{})
 		if err != nil {

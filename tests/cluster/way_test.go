@@ -66,7 +66,7 @@ func joinsLate(t *testing.T, server *harness.Node) {
 	})
 
 	ns := server.Namespace(t)
-	server.Create(t, ns, kube.Pod("there", on("far"), kube.Serve("x")))
+	server.Create(t, ns, kube.Pod("there", kube.On("far"), kube.Serve("x")))
 	var container string
 
 	t.Run("reaches its server by a proxy alone", func(t *testing.T) {

@@ -222,7 +222,7 @@ func TestStatefulSetStaysAsItIsWhileAPodIsUnhealthy(t *testing.T) {
 // A pod that the node refuses, since its port is taken, is made anew until it is not.
 func TestStatefulSetMakesRefusedPodsAnew(t *testing.T) {
 	s := newSpace(t)
-	here := kube.Spec(func(p *corev1.PodSpec) { p.NodeName = "node" })
+	here := kube.On("node")
 	s.create(kube.Pod("holder", here, kube.Serve(""), kube.HostPort(18765)))
 	s.running("holder")
 	s.create(kube.StatefulSet("web", 1, here, kube.Serve(""), kube.HostPort(18765)))

@@ -33,7 +33,7 @@ func TestUserPlacesAPodByHand(t *testing.T) {
 	s := newSpace(t)
 	node := s.nodeName()
 	s.create(
-		kube.Pod("named", scheduler("nobody"), kube.Spec(func(p *corev1.PodSpec) { p.NodeName = node })),
+		kube.Pod("named", scheduler("nobody"), kube.On(node)),
 		kube.Pod("bound", scheduler("nobody")),
 	)
 	s.running("named")

@@ -220,16 +220,26 @@ func (n *Node) Status(t testing.TB) *status.Report {
 
 // StatusErr is Status for a server that may not listen yet.
 func (n *Node) StatusErr(ctx context.Context) (*status.Report, error) {
-	return status.Fetch(ctx, n.Host.Path("/run/knarr/status.sock"))
+	return status.Fetch(ctx, n.statusSocket())
 }
 
 // Fail has a component of the server fail.
 func (n *Node) Fail(t testing.TB, component string) {
 	t.Helper()
-	if _, err := status.Ask(t.Context(), n.Host.Path("/run/knarr/status.sock"), http.MethodPost, cluster.FailPath+component); err != nil {
+	n.Ask(t, http.MethodPost, cluster.FailPath+component)
+}
+
+// Ask asks the server's status socket for something else than its status.
+func (n *Node) Ask(t testing.TB, method, path string) []byte {
+	t.Helper()
+	body, err := status.Ask(t.Context(), n.statusSocket(), method, path)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return body
 }
+
+func (n *Node) statusSocket() string { return n.Host.Path("/run/knarr/status.sock") }
 
 // Log is all that the servers have written so far.
 func (n *Node) Log(t testing.TB) string {

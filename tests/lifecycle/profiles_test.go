@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +16,6 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/cis"
 	"github.com/knarr-dev/knarr/pkg/cluster"
-	"github.com/knarr-dev/knarr/pkg/status"
 	"github.com/knarr-dev/knarr/tests/harness"
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
@@ -109,12 +109,8 @@ func seldom(t *testing.T, n *harness.Node) {
 	if d := kubelet.Config.NodeLeaseDurationSeconds; d != 480 {
 		t.Errorf("the lease lasts %d s", d)
 	}
-	text, err := status.Ask(t.Context(), n.Host.Path("/run/knarr/status.sock"), "GET", cluster.FlagsPath)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var flags map[string]map[string]string
-	if err := json.Unmarshal(text, &flags); err != nil {
+	if err := json.Unmarshal(n.Ask(t, http.MethodGet, cluster.FlagsPath), &flags); err != nil {
 		t.Fatal(err)
 	}
 	if grace := flags["kube-controller-manager"]["node-monitor-grace-period"]; grace != "10m0s" {

@@ -35,26 +35,3 @@ func BenchmarkList(b *testing.B) {
 		})
 	}
 }
-
-// Each client updates keys of its own.
-func BenchmarkUpdate(b *testing.B) {
-	for _, clients := range []int{1, 16, 64} {
-		b.Run(fmt.Sprint(clients), func(b *testing.B) {
-			e, _ := start(b, filepath.Join(b.TempDir(), "state.db"), Config{})
-			b.ReportAllocs()
-			var wg sync.WaitGroup
-			for c := range clients {
-				wg.Go(func() {
-					key, value, rev := fmt.Sprintf("/registry/configmaps/%06d", c), make([]byte, 1024), int64(0)
-					for i := c; i < b.N; i += clients {
-						now, _, done, err := e.Update(b.Context(), key, value, rev, 0)
-						if rev = now; err != nil || !done {
-							b.Error(err)
-						}
-					}
-				})
-			}
-			wg.Wait()
-		})
-	}
-}

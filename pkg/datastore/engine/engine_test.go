@@ -337,3 +337,32 @@ func TestLargeAndTooManyChangesAreRefused(t *testing.T) {
 		t.Errorf("a change of a closed store: %v", err)
 	}
 }
+
+// SQLite keeps what others write as they wrote it.
+func TestValuesThatOthersWroteAsTextAreRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	e, stop := start(t, path, Config{})
+	for _, key := range []string{"a", "b"} {
+		if _, err := e.Create(t.Context(), key, []byte("binary"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	db := openDB(t, path)
+	if _, err := db.ExecContext(t.Context(), "UPDATE log SET value = 'text' WHERE name IN ('a', 'b')"); err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	e, _ = start(t, path, Config{})
+	for _, end := range []string{"", "c"} { // by itself, and in a range
+		_, kvs, err := e.List(t.Context(), "a", end, 0, 0, false)
+		if err != nil || len(kvs) == 0 {
+			t.Fatal(err, len(kvs))
+		}
+		for _, kv := range kvs {
+			if string(kv.Value) != "text" {
+				t.Errorf("%s is %q", kv.Key, kv.Value)
+			}
+		}
+	}
+}

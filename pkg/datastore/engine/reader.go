@@ -234,33 +234,35 @@ func (e *Engine) fetch(ctx context.Context, items []item, keysOnly bool) ([]*ser
 }
 
 func (e *Engine) fetchEach(ctx context.Context, items []item, wanted []int, kvs []*server.KeyValue) error {
-	return e.query(ctx, "SELECT value FROM log WHERE rev = ?", func(q query) error {
+	return e.prepared(ctx, "SELECT value FROM log WHERE rev = ?", func(s statement) error {
 		var row [1]driver.Value
 		for _, i := range wanted {
-			n, err := q(row[:], func() bool { return false }, items[i].rev)
+			n, err := s.each(ctx, row[:], func() (more bool, err error) {
+				kvs[i].Value, err = blob(row[0])
+				return false, err
+			}, items[i].rev)
 			if err != nil {
 				return fmt.Errorf("read revision %d: %w", items[i].rev, err)
 			}
 			if n == 0 {
 				return errGone
 			}
-			kvs[i].Value, _ = row[0].([]byte)
 		}
 		return nil
 	})
 }
 
 func (e *Engine) fetchRange(ctx context.Context, items []item, wanted []int, kvs []*server.KeyValue) error {
-	return e.query(ctx, "SELECT rev, value FROM log WHERE rev >= ? AND rev <= ? ORDER BY rev", func(q query) error {
+	return e.prepared(ctx, "SELECT rev, value FROM log WHERE rev >= ? AND rev <= ? ORDER BY rev", func(s statement) error {
 		var row [2]driver.Value
 		n, first, last := 0, items[wanted[0]].rev, items[wanted[len(wanted)-1]].rev
-		_, err := q(row[:], func() bool {
+		_, err := s.each(ctx, row[:], func() (more bool, err error) {
 			i, rev := wanted[n], row[0].(int64)
 			if items[i].rev == rev {
-				kvs[i].Value, _ = row[1].([]byte)
+				kvs[i].Value, err = blob(row[1])
 				n++
 			}
-			return n < len(wanted) && items[wanted[n]].rev > rev
+			return n < len(wanted) && items[wanted[n]].rev > rev, err
 		}, first, last)
 		if err != nil {
 			return fmt.Errorf("read revisions %d to %d: %w", first, last, err)
@@ -272,37 +274,49 @@ func (e *Engine) fetchRange(ctx context.Context, items []item, wanted []int, kvs
 	})
 }
 
-// query runs a prepared statement: row has each row's columns when next is called,
-// which tells whether to go on. It returns how many rows it has read.
-type query func(row []driver.Value, next func() bool, args ...int64) (int, error)
+// blob is a column's value; NULL is nil.
+func blob(v driver.Value) ([]byte, error) {
+	switch v := v.(type) {
+	case nil:
+		return nil, nil
+	case []byte:
+		return v, nil
+	case string:
+		return []byte(v), nil
+	}
+	return nil, fmt.Errorf("the value is of type %T", v)
+}
 
-// query prepares a statement that reads and hands it to use. It goes past
-// database/sql, which takes longer for a row than SQLite does; what a row has in it
-// is not copied again, and is the caller's.
-func (e *Engine) query(ctx context.Context, text string, use func(query) error) error {
+// statement is a prepared one that reads.
+type statement struct{ driver.StmtQueryContext }
+
+// prepared hands a statement to use. It goes past database/sql, which takes longer
+// for a row than SQLite does; what a row has in it is not copied again, and is the
+// caller's.
+func (e *Engine) prepared(ctx context.Context, query string, use func(statement) error) error {
 	conn, err := e.db.Conn(ctx)
 	if err != nil {
 		return fmt.Errorf("read: %w", err)
 	}
 	defer conn.Close()
 	return conn.Raw(func(c any) error {
-		s, err := c.(driver.ConnPrepareContext).PrepareContext(ctx, text)
+		s, err := c.(driver.ConnPrepareContext).PrepareContext(ctx, query)
 		if err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
 		defer s.Close()
-		return use(func(row []driver.Value, next func() bool, args ...int64) (int, error) {
-			return step(ctx, s.(driver.StmtQueryContext), row, next, args)
-		})
+		return use(statement{s.(driver.StmtQueryContext)})
 	})
 }
 
-func step(ctx context.Context, s driver.StmtQueryContext, row []driver.Value, next func() bool, args []int64) (n int, err error) {
+// each fills row with one row's columns after the other and calls next, which tells
+// whether to go on. It returns how many rows it has read.
+func (s statement) each(ctx context.Context, row []driver.Value, next func() (bool, error), args ...int64) (n int, err error) {
 	named := make([]driver.NamedValue, len(args))
 	for i, a := range args {
 		named[i] = driver.NamedValue{Ordinal: i + 1, Value: a}
 	}
-	// A context that may end costs SQLite's driver a goroutine.
+	// SQLite's driver would watch one that may end, anew for each query.
 	rows, err := s.QueryContext(context.WithoutCancel(ctx), named)
 	if err != nil {
 		return 0, err
@@ -317,8 +331,8 @@ func step(ctx context.Context, s driver.StmtQueryContext, row []driver.Value, ne
 			return n, err
 		}
 		n++
-		if !next() {
-			return n, nil
+		if more, err := next(); !more || err != nil {
+			return n, err
 		}
 	}
 	return n, ctx.Err()

@@ -102,6 +102,9 @@ func Shell(script string) Option { return Run("sh", "-c", script) }
 // Testbox runs the program of the test image; see tests/images/testbox.
 func Testbox(args ...string) Option { return Run(append([]string{"testbox"}, args...)...) }
 
+// On puts a pod on a node, past the scheduler.
+func On(node string) Option { return Spec(func(s *corev1.PodSpec) { s.NodeName = node }) }
+
 // Serve answers each HTTP request to port 8080, named http, with a text; an
 // empty one is the pod's name.
 func Serve(text string) Option {
