@@ -96,6 +96,19 @@ func (r *roll) hasKey(m *member, key fingerprint) bool {
 	return m.keys[key]
 }
 
+// knows tells whether the node's holder of that key, in hex, is let in. A record
+// is in the informer's store a moment before it is here.
+func (r *roll) knows(node, key string) bool {
+	k, err := parseFingerprint(key)
+	if err != nil {
+		return false
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	m := r.members[node]
+	return m != nil && m.keys[k]
+}
+
 // see takes note of a certificate that was verified.
 func (r *roll) see(m *member, cert fingerprint, c credential) {
 	r.mu.Lock()

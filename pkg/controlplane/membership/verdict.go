@@ -68,8 +68,8 @@ func (c *controller) judgeClient(ctx context.Context, r request) (verdict, error
 		return verdict{again: true}, c.reserve(ctx, r)
 	case r.byToken() && !rec.hasKey(r.key):
 		return c.taken(*rec), nil
-	case r.byToken():
-		return verdict{}, nil // proven by a key of the node's
+	case r.byToken(): // proven by a key of the node's
+		return verdict{again: !c.roll.knows(r.node, r.key)}, nil
 	}
 	if v, member := provenance(r, *rec); !member {
 		return v, nil
@@ -77,7 +77,7 @@ func (c *controller) judgeClient(ctx context.Context, r request) (verdict, error
 	if !rec.hasKey(r.key) {
 		return verdict{again: true}, c.write(ctx, cm, rec.add(credential{Key: r.key}, time.Now()))
 	}
-	return verdict{}, nil
+	return verdict{again: !c.roll.knows(r.node, r.key)}, nil
 }
 
 // taken tells a machine why it can't have a name, and what can be done.

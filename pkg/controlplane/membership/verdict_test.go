@@ -451,3 +451,37 @@ func TestRequestsOfBeforeTheStartAreDecidedOn(t *testing.T) {
 		}
 	})
 }
+
+// The informer's store has a record a moment before the look-ups do.
+func TestNoRequestIsApprovedBeforeItsKeyIsLetIn(t *testing.T) {
+	w := newWorld(t)
+	c, err := newController(w.m, w.Clientset)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := newKey(t)
+	cert := w.ca.node(t, "edge-1", key)
+	cm := recordOf(t, "edge-1", "node-edge-1", cert)
+	if err := c.records.GetIndexer().Add(cm); err != nil {
+		t.Fatal(err)
+	}
+	for name, a := range map[string]ask{"with a token": byToken("edge-1", key), "by itself": byItself("edge-1", key, cert)} {
+		r, err := readRequest(a.request(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := c.judge(t.Context(), r); err != nil || !v.again {
+			t.Errorf("%s, before: %+v, %v", name, v, err)
+		}
+	}
+	c.onRecord(nil, cm)
+	for name, a := range map[string]ask{"with a token": byToken("edge-1", key), "by itself": byItself("edge-1", key, cert)} {
+		r, err := readRequest(a.request(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v, err := c.judge(t.Context(), r); err != nil || v != (verdict{}) {
+			t.Errorf("%s, after: %+v, %v", name, v, err)
+		}
+	}
+}
