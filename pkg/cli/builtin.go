@@ -29,7 +29,7 @@ func Builtin() *cobra.Command {
 	return New(Commands{
 		Server:    runServer,
 		Agent:     runServer,
-		Network:   host.AwaitDefaultRoute,
+		Network:   host.AwaitNetwork,
 		Check:     checkMachine,
 		Kubectl:   kubectl,
 		Ctr:       ctr,

@@ -61,6 +61,12 @@ func newCheck(c Commands) *cobra.Command {
 	given := bindOptions(cmd, all)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		cfg, warnings, err := config.Load(config.Sources{Flags: *given, Environ: os.Environ(), Agent: *agent})
+		if c.Network != nil && err == nil {
+			now, networkErr := host.ReadNetwork()
+			if err = networkErr; err == nil {
+				keepAddresses(cfg, now)
+			}
+		}
 		err = errors.Join(err, cfg.Complete(c.Host()))
 		if *benchmark {
 			if err != nil {
@@ -141,6 +147,7 @@ func checkMachine(c *config.Config) host.Report {
 		ServiceCIDR:      known(c.Network.ServiceCIDR),
 		ClusterDNS:       c.Network.ClusterDNS,
 		NodeIPs:          c.Node.IPs,
+		NodeIPsHeld:      c.Node.IPsHeld,
 		DisableAgent:     c.DisableAgent,
 		Snapshotter:      snapshotter,
 		SnapshotterGiven: c.IsSet("snapshotter"),

@@ -39,9 +39,9 @@ type Commands struct {
 	Server func(ctx context.Context, cfg *config.Config) error
 	// Agent does so for an agent's Config.
 	Agent func(ctx context.Context, cfg *config.Config) error
-	// Network waits until the machine has an address that others can reach, and
-	// calls waiting if there is none yet. Default: nothing is waited for.
-	Network func(ctx context.Context, waiting func()) error
+	// Network waits until the machine has enough of a network, and calls waiting if
+	// it has not yet. Default: nothing is waited for.
+	Network func(ctx context.Context, enough func(host.Network) bool, waiting func()) error
 	// Check looks whether the machine can run a server of that Config.
 	Check func(cfg *config.Config) host.Report
 	// Kubectl, Helm, Ctr and Crictl get everything that follows their name. An error

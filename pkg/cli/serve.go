@@ -201,11 +201,14 @@ func (s *server) prepare() error {
 	if c.DisableAgent {
 		return nil
 	}
+	if err := s.settleAddresses(); err != nil {
+		return err
+	}
 	if err := s.ledger.SetSysctls(host.Sysctls(s.facts, c.Network.ClusterCIDR.Addr().Is6())); err != nil {
 		return err
 	}
 	if servesDNS(c) {
-		if err := s.ledger.Record(host.Change{Kind: host.KindAddress, Name: fmt.Sprintf("%s/%d lo", c.Network.ClusterDNS, c.Network.ClusterDNS.BitLen())}); err != nil {
+		if err := s.ledger.Record(host.LoopbackChange(c.Network.ClusterDNS)); err != nil {
 			return err
 		}
 	}
@@ -232,8 +235,8 @@ func (s *server) listenDNS(ctx context.Context, files []*os.File) error {
 		return nil
 	}
 	addr := netip.AddrPortFrom(c.Network.ClusterDNS, 53)
-	if err := dns.EnsureAddress(c.Network.ClusterDNS); err != nil {
-		return err
+	if err := host.EnsureLoopback(c.Network.ClusterDNS); err != nil {
+		return fmt.Errorf("give cluster DNS its address: %w", err)
 	}
 	var err error
 	if len(files) > 0 {

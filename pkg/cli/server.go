@@ -46,7 +46,7 @@ func serve(cmd *cobra.Command, c Commands, src config.Sources, run func(context.
 		fmt.Fprintln(cmd.ErrOrStderr(), "knarr: warning:", w)
 	}
 	if err == nil {
-		err = awaitNetwork(cmd, c, cfg)
+		err = awaitAddress(cmd, c, cfg)
 		if ctx := cmd.Context(); ctx.Err() != nil {
 			return nil // told to end
 		}
@@ -57,15 +57,4 @@ func serve(cmd *cobra.Command, c Commands, src config.Sources, run func(context.
 		return &usageError{err}
 	}
 	return run(cmd.Context(), cfg)
-}
-
-// awaitNetwork waits for what the node's address is taken from: at a boot DHCP
-// may be later than this program.
-func awaitNetwork(cmd *cobra.Command, c Commands, cfg *config.Config) error {
-	if c.Network == nil || cfg.IsSet("node-ip") || cfg.ControlPlaneOnly {
-		return nil
-	}
-	return c.Network(cmd.Context(), func() {
-		fmt.Fprintln(cmd.ErrOrStderr(), "knarr: waiting for a default route, by which the node's address is found; --node-ip names one without it")
-	})
 }

@@ -138,6 +138,9 @@ type Node struct {
 	Name string
 	// IPs are the node's addresses. Default: the default route's source address.
 	IPs []netip.Addr
+	// IPsHeld is set by who starts a node whose addresses, those of its last start, no
+	// link has: it runs although the machine has no network.
+	IPsHeld bool
 	// ExternalIPs are addresses that others reach the node by from outside, those
 	// of a NAT in front of it for instance. They need not be the machine's own.
 	ExternalIPs []netip.Addr

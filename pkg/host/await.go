@@ -8,19 +8,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// AwaitDefaultRoute returns when the machine has a default route with a source
-// address, of either family, or with ctx's error when that ends first. waiting is
-// called once if there is none yet.
-func AwaitDefaultRoute(ctx context.Context, waiting func()) error {
+// WatchNetwork tells of changes of this network namespace's addresses and routes
+// until ctx ends: of several at once, once. What changes after it has returned is
+// told. failed is called when the kernel stops telling.
+func WatchNetwork(ctx context.Context, failed func(error)) (<-chan struct{}, error) {
 	ctx, stop := context.WithCancel(ctx)
-	defer stop()
-	// What changes after the look is told by these, since they are subscribed to
-	// before it.
-	failed := make(chan error, 1)
 	tell := func(err error) {
-		select {
-		case failed <- err:
-		default:
+		if ctx.Err() == nil {
+			failed(err)
 		}
 	}
 	routes, addrs := make(chan netlink.RouteUpdate, 16), make(chan netlink.AddrUpdate, 16)
@@ -29,14 +24,58 @@ func AwaitDefaultRoute(ctx context.Context, waiting func()) error {
 		netlink.AddrSubscribeWithOptions(addrs, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: tell}),
 	)
 	if err != nil {
-		return fmt.Errorf("watch this machine's routes: %w", err)
+		stop()
+		return nil, fmt.Errorf("watch this machine's routes and addresses: %w", err)
+	}
+	changed := make(chan struct{}, 1)
+	go func() {
+		defer stop()
+		// Their senders end with ctx, unless they wait for us.
+		for routes != nil || addrs != nil {
+			var open bool
+			select {
+			case _, open = <-routes:
+				if !open {
+					routes = nil
+				}
+			case _, open = <-addrs:
+				if !open {
+					addrs = nil
+				}
+			}
+			if open {
+				select {
+				case changed <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	return changed, nil
+}
+
+// AwaitNetwork returns when the machine has enough of a network, or with ctx's error
+// when that ends first. waiting is called once if it has not yet.
+func AwaitNetwork(ctx context.Context, enough func(Network) bool, waiting func()) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	failed := make(chan error, 1)
+	// What changes after the look is told, since it is watched for before it.
+	changed, err := WatchNetwork(ctx, func(err error) {
+		select {
+		case failed <- err:
+		default:
+		}
+	})
+	if err != nil {
+		return err
 	}
 	for told := false; ; {
-		net, err := runningKernel{}.Network()
+		net, err := ReadNetwork()
 		if err != nil {
-			return fmt.Errorf("look for a default route: %w", err)
+			return fmt.Errorf("look for this machine's network: %w", err)
 		}
-		if net.defaultRoute(false).Addr.IsValid() || net.defaultRoute(true).Addr.IsValid() {
+		if enough(net) {
 			return nil
 		}
 		if !told {
@@ -44,16 +83,11 @@ func AwaitDefaultRoute(ctx context.Context, waiting func()) error {
 			waiting()
 		}
 		select {
-		case <-routes:
-		case <-addrs:
+		case <-changed:
 		case err := <-failed:
-			if ctx.Err() == nil {
-				return fmt.Errorf("watch this machine's routes: %w", err)
-			}
+			return fmt.Errorf("watch this machine's routes and addresses: %w", err)
 		case <-ctx.Done():
-		}
-		if err := ctx.Err(); err != nil {
-			return err
+			return ctx.Err()
 		}
 	}
 }

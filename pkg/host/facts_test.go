@@ -113,14 +113,14 @@ func TestDefaultRouteOfLowestMetricGivesTheAddress(t *testing.T) {
 			{Dst: netip.MustParsePrefix("::/0"), Link: "eth0", Metric: 1024},
 		},
 	}
-	if got := n.defaultRoute(false); got.Link != "eth0" || got.Addr != netip.MustParseAddr("192.0.2.7") {
+	if got := n.DefaultRoute(false); got.Link != "eth0" || got.Addr != netip.MustParseAddr("192.0.2.7") {
 		t.Errorf("IPv4: %+v", got)
 	}
-	if got := n.defaultRoute(true); got.Addr != netip.MustParseAddr("2001:db8::7") {
+	if got := n.DefaultRoute(true); got.Addr != netip.MustParseAddr("2001:db8::7") {
 		t.Errorf("IPv6: %+v", got)
 	}
 	n.Routes[1].Source = netip.MustParseAddr("192.0.2.8")
-	if got := n.defaultRoute(false); got.Addr != netip.MustParseAddr("192.0.2.8") {
+	if got := n.DefaultRoute(false); got.Addr != netip.MustParseAddr("192.0.2.8") {
 		t.Errorf("the route's own source address is not heeded: %+v", got)
 	}
 }

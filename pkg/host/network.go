@@ -5,10 +5,27 @@ import (
 	"slices"
 )
 
+// loopback is the link that leads to this machine itself.
+const loopback = "lo"
+
 // Network is what a network namespace has.
 type Network struct {
 	Addrs  []Addr
 	Routes []Route
+}
+
+// ReadNetwork tells what this process's network namespace has.
+func ReadNetwork() (Network, error) { return runningKernel{}.Network() }
+
+// Has tells whether a link has the address. The loopback link does not count: who
+// is known by an address that is there alone can't be reached by it.
+func (n Network) Has(addr netip.Addr) bool {
+	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.Link != loopback })
+}
+
+// Holds tells whether the loopback link has the address.
+func (n Network) Holds(addr netip.Addr) bool {
+	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.Link == loopback })
 }
 
 // Addr is an address on a link.
@@ -40,8 +57,7 @@ type DefaultRoute struct {
 	MTU     int
 }
 
-// defaultRoute picks the default route with the lowest metric of the family.
-func (n Network) defaultRoute(v6 bool) DefaultRoute {
+func (n Network) DefaultRoute(v6 bool) DefaultRoute {
 	routes := slices.DeleteFunc(slices.Clone(n.Routes), func(r Route) bool {
 		return r.Dst.Bits() != 0 || r.Dst.Addr().Is6() != v6 || r.Link == ""
 	})
@@ -53,7 +69,7 @@ func (n Network) defaultRoute(v6 bool) DefaultRoute {
 		}
 		if !src.IsValid() {
 			// Routers may hand out addresses on loopback (BGP to the host).
-			src = n.addrOn("lo", v6)
+			src = n.addrOn(loopback, v6)
 		}
 		if src.IsValid() {
 			return DefaultRoute{Link: r.Link, Addr: src, Gateway: r.Gateway, MTU: r.MTU}

@@ -72,15 +72,18 @@ func (s *survey) checkNodeAddress(f *findings) string {
 	var names []string
 	for _, ip := range s.cfg.NodeIPs {
 		names = append(names, ip.String())
-		if !slices.ContainsFunc(net.Addrs, func(a Addr) bool { return a.Prefix.Addr() == ip }) {
+		if !s.cfg.NodeIPsHeld && !slices.ContainsFunc(net.Addrs, func(a Addr) bool { return a.Prefix.Addr() == ip }) {
 			f.errorf(fmt.Sprintf("%s is no address of this machine", ip), "--node-ip", "the kubelet would refuse it", "name one that ip address shows")
 		}
+	}
+	if s.cfg.NodeIPsHeld {
+		names = append(names, "as at the last start: the machine has no network now")
 	}
 	if len(names) > 0 {
 		return strings.Join(names, ", ")
 	}
 	for _, v6 := range []bool{false, true} {
-		if r := net.defaultRoute(v6); r.Addr.IsValid() {
+		if r := net.DefaultRoute(v6); r.Addr.IsValid() {
 			return fmt.Sprintf("%s, by which the default route on %s sends", r.Addr, r.Link)
 		}
 	}

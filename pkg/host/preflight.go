@@ -14,6 +14,9 @@ type Config struct {
 	ClusterDNS netip.Addr
 	// NodeIPs are the addresses that the user names. Default: none.
 	NodeIPs []netip.Addr
+	// NodeIPsHeld is set if no link need have them: the node has had them before, and
+	// they are kept on the loopback link.
+	NodeIPsHeld bool
 	// DisableAgent leaves out everything that only a node needs.
 	DisableAgent bool
 	// Snapshotter is probed if it is overlayfs. Empty: containerd is not ours.

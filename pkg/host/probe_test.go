@@ -74,7 +74,7 @@ func TestRunningKernelKnowsItsNetwork(t *testing.T) {
 	if n.addrOn("lo", false).IsValid() {
 		t.Error("127.0.0.1 is no address for others")
 	}
-	t.Logf("default routes: %+v %+v", n.defaultRoute(false), n.defaultRoute(true))
+	t.Logf("default routes: %+v %+v", n.DefaultRoute(false), n.DefaultRoute(true))
 }
 
 func needRoot(t *testing.T) {

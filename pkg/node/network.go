@@ -14,8 +14,9 @@ import (
 // another program's care, and the CNI configuration its.
 func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 	c := env.Config
+	holder := component.Spec{Component: network.NewHolder(c.Node.IPs, env.Log), Class: component.Retried}
 	if c.Network.FlannelBackend == "none" {
-		return []component.Spec{{Component: component.Func("cni", nil, nothing), Class: component.Retried}}, nil
+		return []component.Spec{holder, {Component: component.Func("cni", nil, nothing), Class: component.Retried}}, nil
 	}
 	var ip netip.Addr
 	if len(c.Node.IPs) > 0 {
@@ -65,6 +66,7 @@ func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 		Log:         env.Log,
 	})
 	return []component.Spec{
+		holder,
 		{Component: component.Func("cni", nil, prepare), Class: component.Retried},
 		{Component: subnet, Class: component.Retried},
 		{Component: after{rules, "bundle"}, Class: component.Retried},

@@ -6,9 +6,11 @@ import (
 	"errors"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -27,8 +29,24 @@ import (
 func TestAgentsJoinAndLeave(t *testing.T) {
 	server := harness.Start(t, harness.Options{Args: []string{"--backup-schedule=@daily"}})
 	token := "KNARR_TOKEN=" + server.Token(t)
-	agent := harness.Start(t, harness.Options{Join: server, Name: "edge-1", Env: []string{token}, Args: []string{"--node-label", "example.org/rack=7"}})
+	agent := harness.Prepare(t, harness.Options{Join: server, Name: "edge-1", Env: []string{token}, Args: []string{"--node-label", "example.org/rack=7"}})
 	ns := server.Namespace(t)
+	t.Run("is asked for logs and the like the moment it is ready", func(t *testing.T) {
+		ready := watchNodeReady(t, server, "edge-1")
+		if err := agent.Launch(); err != nil {
+			t.Fatal(err)
+		}
+		ready()
+		began := time.Now()
+		ask := func(ctx context.Context) error {
+			return server.Client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/edge-1/proxy/healthz").Do(ctx).Error()
+		}
+		if first := ask(t.Context()); first != nil {
+			server.WaitFor(t, "the kubelet's answer", func(ctx context.Context) (bool, error) { err := ask(ctx); return err == nil, err })
+			t.Errorf("for %s after it was ready: %v", time.Since(began), first)
+		}
+	})
+	agent.WaitReady(t)
 
 	t.Run("listens where docs/ports.md says", func(t *testing.T) { agent.CheckPorts(t, ports.Agent) })
 	t.Run("tells the metrics that contrib and docs speak of", func(t *testing.T) { knownMetrics(t, server, "edge-1") })
@@ -226,5 +244,35 @@ func stolen(t *testing.T, server, agent *harness.Node, ns string) {
 	}
 	if err := patch("edge-1", `{"metadata":{"labels":{"example.org/own":"yes"}}}`); err != nil {
 		t.Errorf("a node's credential: label its own node: %v", err)
+	}
+}
+
+// watchNodeReady begins to watch, and returns what waits until the node is ready.
+func watchNodeReady(t *testing.T, server *harness.Node, name string) (wait func()) {
+	t.Helper()
+	w, err := server.Client.CoreV1().Nodes().Watch(t.Context(), metav1.ListOptions{FieldSelector: "metadata.name=" + name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		defer w.Stop()
+		late := time.After(2 * time.Minute)
+		for {
+			select {
+			case e, open := <-w.ResultChan():
+				if !open {
+					t.Fatal("the watch of Nodes ended")
+				}
+				n, _ := e.Object.(*corev1.Node)
+				if n != nil && slices.ContainsFunc(n.Status.Conditions, func(c corev1.NodeCondition) bool {
+					return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+				}) {
+					return
+				}
+			case <-late:
+				t.Fatalf("node %s is not ready", name)
+			}
+		}
 	}
 }

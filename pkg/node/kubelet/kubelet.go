@@ -115,6 +115,11 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 	if err := k.clients(deps, kc); err != nil {
 		return err
 	}
+	stop, err := k.bootstrapServing(deps, kc)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	k.podSources(ctx, deps, kc)
 	if err := k.addExternalIPs(deps); err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/knarr-dev/knarr/pkg/component"
+	"github.com/knarr-dev/knarr/pkg/host"
 )
 
 // Flannel's defaults, by which nodes that run upstream's flannel find ours.
@@ -60,8 +61,9 @@ func (f *Flannel) Name() string { return "flannel" }
 func (f *Flannel) Needs() []string { return f.cfg.Needs }
 
 // Run waits for the node's subnet and closes ready once other nodes can know
-// the way to this one. It fails when the link to other nodes is missing or the
-// overlay's link was deleted, to be started again.
+// the way to this one, or if the machine has no network to reach them by: that is
+// waited for, and pods of this node do without. It fails when the link that was
+// named is missing or the overlay's link was deleted, to be started again.
 func (f *Flannel) Run(ctx context.Context, ready chan<- struct{}) error {
 	client, err := f.cfg.Client()
 	if err != nil {
@@ -71,6 +73,12 @@ func (f *Flannel) Run(ctx context.Context, ready chan<- struct{}) error {
 	defer stop(nil)
 
 	link, err := ExternalLink(f.cfg.Iface, f.cfg.NodeIP)
+	if errors.Is(err, errNoWayOut) {
+		f.cfg.Log.Info("flannel waits for this machine's network")
+		close(ready)
+		ready = nil
+		link, err = f.awaitLink(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -96,7 +104,9 @@ func (f *Flannel) Run(ctx context.Context, ready chan<- struct{}) error {
 		return fmt.Errorf("start flannel backend %s on link %s: %w", f.cfg.Backend, link.Name, err)
 	}
 	f.cfg.Log.Debug("flannel is connected", "backend", f.cfg.Backend, "link", link.Name, "address", link.Addr, "mtu", network.MTU())
-	close(ready)
+	if ready != nil {
+		close(ready)
+	}
 
 	ended := make(chan struct{})
 	go func() {
@@ -113,6 +123,18 @@ func (f *Flannel) Run(ctx context.Context, ready chan<- struct{}) error {
 		// may be about to hand over a change that nobody takes any more.
 	}
 	return context.Cause(ctx)
+}
+
+// awaitLink waits for a link to the other nodes.
+func (f *Flannel) awaitLink(ctx context.Context) (link Link, err error) {
+	found := func(host.Network) bool {
+		link, err = ExternalLink(f.cfg.Iface, f.cfg.NodeIP)
+		return !errors.Is(err, errNoWayOut)
+	}
+	if err := host.AwaitNetwork(ctx, found, func() {}); err != nil {
+		return Link{}, err
+	}
+	return link, err
 }
 
 // config is what upstream reads from net-conf.json.

@@ -40,6 +40,9 @@ func OverlayName(v6 bool) string {
 	return "flannel.1"
 }
 
+// errNoWayOut is for a machine without a network.
+var errNoWayOut = errors.New("no default route")
+
 // Link is where the node's packets leave for other nodes.
 type Link struct {
 	Name  string
@@ -79,7 +82,7 @@ func ExternalLink(iface string, nodeIP netip.Addr) (Link, error) {
 	if l := defaultRouteLink(family(nodeIP)); l != nil {
 		return newLink(l, nodeIP), nil
 	}
-	return Link{}, fmt.Errorf("no link holds the node's address %s and there is no default route: name a link with --flannel-iface", nodeIP)
+	return Link{}, fmt.Errorf("no link holds the node's address %s and there is %w: name a link with --flannel-iface", nodeIP, errNoWayOut)
 }
 
 func newLink(l netlink.Link, addr netip.Addr) Link {

@@ -14,6 +14,8 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/host"
 )
 
 // dialer gives up where a packet filter swallows what it sends.
@@ -77,12 +79,12 @@ func TestAddressComesAndGoes(t *testing.T) {
 		for _, s := range []string{"10.43.0.10", "fd00:43::a"} {
 			addr := netip.MustParseAddr(s)
 			for range 2 {
-				if err := EnsureAddress(addr); err != nil {
+				if err := host.EnsureLoopback(addr); err != nil {
 					t.Error(err)
 				}
 			}
 			for range 2 {
-				if err := RemoveAddress(addr); err != nil {
+				if err := host.RemoveLoopback(addr); err != nil {
 					t.Error(err)
 				}
 			}
@@ -118,7 +120,7 @@ func TestHostIsAnsweredBesideKubeProxy(t *testing.T) {
 		for range 2 {
 			nft(t, Rules(ownAddr))
 		}
-		if err := EnsureAddress(ownAddr); err != nil {
+		if err := host.EnsureLoopback(ownAddr); err != nil {
 			t.Error(err)
 			return
 		}
@@ -165,7 +167,7 @@ func TestOnlyDNSIsReachableAtTheAddress(t *testing.T) {
 		t.Skip("needs nft")
 	}
 	inNewNetwork(t, func() {
-		if err := EnsureAddress(ownAddr); err != nil {
+		if err := host.EnsureLoopback(ownAddr); err != nil {
 			t.Error(err)
 			return
 		}
