@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -118,6 +119,10 @@ func serveMachine(ctx context.Context, cfg *config.Config, o ServeOptions) error
 	}
 	defer lock.Close()
 	if cfg.Agent {
+		// What joining waits for is elsewhere.
+		var ahead sync.WaitGroup
+		defer ahead.Wait()
+		ahead.Go(s.unpackAhead)
 		if err := s.join(ctx); err != nil {
 			return err
 		}
@@ -337,19 +342,35 @@ func (s *server) run(ctx context.Context, hup <-chan os.Signal) (restart bool, e
 	return restart && err == nil, err
 }
 
+func (s *server) archive() (*bundle.Archive, error) {
+	if s.more.Bundle != nil {
+		return s.more.Bundle, nil
+	}
+	return bundle.Embedded()
+}
+
+// unpackAhead has the executables of a node there before they are needed. Who needs
+// them tells of what goes wrong.
+func (s *server) unpackAhead() {
+	archive, err := s.archive()
+	if err == nil {
+		_, err = archive.Unpack(node.BundleDir(s.cfg))
+	}
+	if err != nil {
+		s.log.Debug("unpack ahead", "err", err)
+	}
+}
+
 func (s *server) parts() ([]part.Part, error) {
 	addOns := addons.Addons{ControlPlane: !s.cfg.Agent, DNSSockets: s.sockets}
 	if s.cfg.DisableAgent {
 		return append([]part.Part{addOns}, s.more.Parts...), nil
 	}
-	archive := s.more.Bundle
-	if archive == nil {
-		var err error
-		if archive, err = bundle.Embedded(); err != nil {
-			return nil, err
-		}
+	archive, err := s.archive()
+	if err != nil {
+		return nil, err
 	}
-	_, err := os.Stat(filepath.Join(s.cfg.ServerDir(), "db", "state.db"))
+	_, err = os.Stat(filepath.Join(s.cfg.ServerDir(), "db", "state.db"))
 	var tables []nftwatch.Table
 	if addr := s.cfg.Network.ClusterDNS; s.sockets != nil {
 		tables = append(tables, nftwatch.Table{Name: dns.Table(addr), Restore: func(ctx context.Context) {

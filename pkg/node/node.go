@@ -52,7 +52,7 @@ var _ part.Part = (*Node)(nil)
 // Components implements part.Part.
 func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 	c := env.Config
-	b := &executables{archive: n.Bundle, dir: filepath.Join(c.DataDir, "bundle")}
+	b := &executables{archive: n.Bundle, dir: BundleDir(c)}
 	net, rules := n.network(env)
 	specs := append(net, component.Spec{Component: component.Func("bundle", nil, b.run), Class: component.Retried})
 
@@ -107,6 +107,7 @@ func (n *Node) Components(env *part.Env) ([]component.Spec, error) {
 		CertDir:         filepath.Join(c.AgentDir(), "kubelet-pki"),
 		Client:          func() *rest.Config { return env.RESTConfig(part.Kubelet) },
 		CRI:             cri,
+		Tells:           c.Node.ContainerRuntimeEndpoint == "",
 		CgroupDriver:    n.Facts.CgroupDriver,
 		ClusterDNS:      c.Network.ClusterDNS,
 		ClusterDomain:   c.Network.ClusterDomain,
@@ -151,6 +152,9 @@ func (n *Node) oomScoreAdj() int32 {
 	}
 	return -999
 }
+
+// BundleDir is where the executables of a node are unpacked.
+func BundleDir(c *config.Config) string { return filepath.Join(c.DataDir, "bundle") }
 
 // executables unpacks the bundle and makes this process find what is in it.
 type executables struct {

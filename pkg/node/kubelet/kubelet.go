@@ -48,6 +48,8 @@ type Config struct {
 	Client func() *rest.Config
 	// CRI is the socket of the container runtime, without a scheme.
 	CRI string
+	// Tells is set if the runtime tells of every change to its pods and containers.
+	Tells bool
 	// CgroupDriver is cgroupfs or systemd.
 	CgroupDriver  string
 	ClusterDNS    netip.Addr
@@ -128,8 +130,20 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 	// The last thing before the kubelet proper starts; upstream has no other sign.
 	adjust := deps.OOMAdjuster.ApplyOOMScoreAdj
 	var once sync.Once
+	var listening sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	defer listening.Wait()
+	defer cancel()
 	deps.OOMAdjuster.ApplyOOMScoreAdj = func(pid, value int) error {
-		once.Do(func() { close(ready) })
+		once.Do(func() {
+			// By now deps has the client of the runtime, and nobody has made lists by it.
+			if k.cfg.Tells {
+				r := remember(deps.RemoteRuntimeService)
+				deps.RemoteRuntimeService = r
+				listening.Go(func() { r.listen(ctx) })
+			}
+			close(ready)
+		})
 		return adjust(pid, value)
 	}
 	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
