@@ -137,8 +137,8 @@ func publish(file, of string, curve []point, problems []string) error {
 	if len(problems) > 0 {
 		result = "FAILED: " + strings.Join(problems, "; ")
 	}
-	fmt.Fprintf(&text, "%s, commit %s, %s: %s. Every point: [%s](%s).\n\n", time.Now().UTC().Format("2006-01-02 15:04 MST"), of,
-		curve[len(curve)-1].at.Round(time.Minute), result, filepath.Base(csv), filepath.Base(csv))
+	fmt.Fprintf(&text, "%s, commit %s, %s of churn after a warm-up of %s of it: %s. Every point: [%s](%s).\n\n", time.Now().UTC().Format("2006-01-02 15:04 MST"), of,
+		curve[len(curve)-1].at.Round(time.Minute), warmUp, result, filepath.Base(csv), filepath.Base(csv))
 	fmt.Fprintln(&text, "minute | "+strings.Join(names(), " | "))
 	fmt.Fprintln(&text, "---"+strings.Repeat(" | ---:", len(names())))
 	step := max(1, (len(curve)-1)/points)
