@@ -148,7 +148,7 @@ func (s *server) settleAddresses() error {
 		}
 	}
 	var lines bytes.Buffer
-	var changes []host.Change
+	changes := []host.Change{host.LoopbackRouteChange(c.Network.ServiceCIDR)}
 	for _, a := range c.Node.IPs {
 		fmt.Fprintln(&lines, a)
 		changes = append(changes, host.LoopbackChange(a))

@@ -93,7 +93,7 @@ func stopPods(ctx context.Context, cfg *config.Config, grace time.Duration) (int
 		return count, err
 	}
 	stopSlice(ctx)
-	return count, errors.Join(pods.Clean(), ledger.Undo(host.KindMount, host.KindLink, host.KindRoutes, host.KindTable, host.KindAddress, host.KindCgroup))
+	return count, errors.Join(pods.Clean(), ledger.Undo(host.KindMount, host.KindLink, host.KindRoute, host.KindRoutes, host.KindTable, host.KindAddress, host.KindCgroup))
 }
 
 func newUninstall() *cobra.Command {

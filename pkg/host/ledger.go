@@ -27,6 +27,7 @@ const (
 	KindCgroup  Kind = "cgroup"   // /sys/fs/cgroup/kubepods
 	KindFile    Kind = "file"     // /etc/knarr/kubeconfig.yaml
 	KindDir     Kind = "dir"      // /etc/knarr
+	KindRoute   Kind = "route"    // 10.43.0.0/16 lo
 	KindRoutes  Kind = "routes"   // 10.42.0.0/16: all by a gateway to parts of it
 )
 

@@ -2,6 +2,7 @@ package host
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -188,13 +189,14 @@ func undoInNamespaces(dir string) error {
 	if err := os.Symlink("/proc/thread-self", dir+"/root/proc/self"); err != nil {
 		return err
 	}
-	point := filepath.Join(dir, "mount")
+	point, services := filepath.Join(dir, "mount"), netip.MustParsePrefix("10.43.0.0/16")
 	err = l.Record(
 		Change{Kind: KindLink, Name: "knarr0", New: "bridge"},
 		Change{Kind: KindLink, Name: "other0", New: "vxlan"},
 		Change{Kind: KindLink, Name: "gone0"},
 		Change{Kind: KindAddress, Name: "10.43.0.10/32 lo"},
 		Change{Kind: KindAddress, Name: "10.43.0.11/32 lo"},
+		LoopbackRouteChange(services), LoopbackRouteChange(netip.MustParsePrefix("10.44.0.0/16")),
 		Change{Kind: KindTable, Name: "inet knarr"},
 		Change{Kind: KindTable, Name: "ip never-made"},
 		Change{Kind: KindDir, Name: point},
@@ -214,7 +216,9 @@ func undoInNamespaces(dir string) error {
 	for _, make := range []func() error{
 		func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "knarr0"}}) },
 		func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "other0"}}) },
+		func() error { return netlink.LinkSetUp(lo) },
 		func() error { return netlink.AddrAdd(lo, addr) },
+		func() error { return EnsureLoopbackRoute(services, netip.MustParseAddr("10.43.0.10")) },
 		func() error { _, err := table.send(); return err },
 		func() error { return os.Mkdir(point, 0o755) },
 		func() error { return unix.Mount("tmpfs", point, "tmpfs", 0, "size=4k") },
@@ -232,8 +236,11 @@ func undoInNamespaces(dir string) error {
 	if _, err := netlink.LinkByName("other0"); err != nil {
 		return fmt.Errorf("a link of another kind under a name of ours is gone: %w", err)
 	}
-	if addrs, _ := netlink.AddrList(lo, netlink.FAMILY_V4); len(addrs) != 0 {
+	if addrs, _ := netlink.AddrList(lo, netlink.FAMILY_V4); len(addrs) != 1 || !addrs[0].IP.IsLoopback() {
 		return fmt.Errorf("addresses left: %v", addrs)
+	}
+	if routes, err := netlink.RouteList(nil, netlink.FAMILY_V4); err != nil || len(routes) != 0 {
+		return fmt.Errorf("routes left: %v, %w", routes, err)
 	}
 	if _, err := os.Stat(point); err == nil {
 		return fmt.Errorf("the mount or its folder is still there")

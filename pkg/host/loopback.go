@@ -43,6 +43,56 @@ func LoopbackChange(addr netip.Addr) Change {
 	return Change{Kind: KindAddress, Name: fmt.Sprintf("%s/%d %s", addr, addr.BitLen(), loopback)}
 }
 
+// EnsureLoopbackRoute leads what this machine sends to dst, from src, to the
+// loopback link. It is for the addresses of Services: they lead elsewhere by the
+// packet filter, which is asked only about what has a route.
+func EnsureLoopbackRoute(dst netip.Prefix, src netip.Addr) error {
+	r, err := loopbackRoute(dst)
+	if err != nil {
+		return err
+	}
+	r.Src = src.AsSlice()
+	if err := netlink.RouteReplace(r); err != nil {
+		return fmt.Errorf("lead %s to the loopback link: %w", dst, err)
+	}
+	return nil
+}
+
+// RemoveLoopbackRoute undoes EnsureLoopbackRoute. It is no error when there is none.
+func RemoveLoopbackRoute(dst netip.Prefix) error {
+	r, err := loopbackRoute(dst)
+	if err != nil {
+		return err
+	}
+	if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("lead %s to the loopback link no more: %w", dst, err)
+	}
+	return nil
+}
+
+// LoopbackRouteChange is what EnsureLoopbackRoute changes.
+func LoopbackRouteChange(dst netip.Prefix) Change {
+	return Change{Kind: KindRoute, Name: dst.Masked().String() + " " + loopback}
+}
+
+// routeMetric is high, so that a route of the user's goes first.
+const routeMetric = 32000
+
+func loopbackRoute(dst netip.Prefix) (*netlink.Route, error) {
+	lo, err := netlink.LinkByName(loopback)
+	if err != nil {
+		return nil, fmt.Errorf("find the loopback link for %s: %w", dst, err)
+	}
+	scope := netlink.SCOPE_LINK
+	if dst.Addr().Is6() {
+		scope = netlink.SCOPE_UNIVERSE // it has no other
+	}
+	return &netlink.Route{
+		Dst:       &net.IPNet{IP: dst.Masked().Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), dst.Addr().BitLen())},
+		LinkIndex: lo.Attrs().Index, Scope: scope, Protocol: unix.RTPROT_STATIC, Priority: routeMetric,
+	}, nil
+}
+
 func loopbackAddress(addr netip.Addr) (netlink.Link, *netlink.Addr, error) {
 	lo, err := netlink.LinkByName(loopback)
 	if err != nil {

@@ -28,6 +28,11 @@ func (n Network) Holds(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.Link == loopback })
 }
 
+// LeadsToLoopback tells whether the loopback link is where the kernel leads a range.
+func (n Network) LeadsToLoopback(dst netip.Prefix) bool {
+	return slices.ContainsFunc(n.Routes, func(r Route) bool { return r.Dst == dst.Masked() && r.Link == loopback })
+}
+
 // Addr is an address on a link.
 type Addr struct {
 	Prefix netip.Prefix
@@ -57,6 +62,8 @@ type DefaultRoute struct {
 	MTU     int
 }
 
+// DefaultRoute picks the default route with the lowest metric of the family. Its
+// address is invalid if there is none.
 func (n Network) DefaultRoute(v6 bool) DefaultRoute {
 	routes := slices.DeleteFunc(slices.Clone(n.Routes), func(r Route) bool {
 		return r.Dst.Bits() != 0 || r.Dst.Addr().Is6() != v6 || r.Link == ""

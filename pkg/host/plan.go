@@ -115,8 +115,9 @@ func (s *survey) checkRoutes(f *findings) string {
 		}
 		for _, r := range net.Routes {
 			// Flannel's host-gw puts other nodes' pods behind the machine's own link.
-			theirs := s.cfg.FlannelBackend == "host-gw" && n.flag == "--cluster-cidr" && r.Gateway.IsValid() && n.prefix.Bits() < r.Dst.Bits()
-			if !ownLink(ledger, r.Link) && !told[r.Link] && r.Dst.Bits() > 0 && !theirs && r.Dst.Overlaps(n.prefix) {
+			own := s.cfg.FlannelBackend == "host-gw" && n.flag == "--cluster-cidr" && r.Gateway.IsValid() && n.prefix.Bits() < r.Dst.Bits()
+			own = own || ledger.has(KindRoute, r.Dst.String()+" "+r.Link)
+			if !ownLink(ledger, r.Link) && !told[r.Link] && r.Dst.Bits() > 0 && !own && r.Dst.Overlaps(n.prefix) {
 				warn(fmt.Sprintf("route %s on %s", r.Dst, r.Link))
 			}
 		}

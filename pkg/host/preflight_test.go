@@ -175,13 +175,14 @@ func TestSecondStartDoesNotComplainOfItsOwnNetwork(t *testing.T) {
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), Link: "eth0"},
 			{Dst: netip.MustParsePrefix("10.42.0.0/24"), Link: "cni0"},
 			{Dst: netip.MustParsePrefix("10.42.1.0/24"), Link: "flannel.1"},
+			{Dst: netip.MustParsePrefix("10.43.0.0/16"), Link: "lo"},
 		},
 	}}
 	ledger, err := m.OpenLedger(cfg.DataDir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := ledger.Record(Change{Kind: KindAddress, Name: "10.43.0.10/32 lo"}); err != nil {
+	if err := ledger.Record(LoopbackChange(netip.MustParseAddr("10.43.0.10")), LoopbackRouteChange(netip.MustParsePrefix("10.43.0.0/16"))); err != nil {
 		t.Fatal(err)
 	}
 	if r := m.Preflight(cfg); r.Level != OK {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +26,13 @@ func (m *Machine) undo(c Change) error {
 	case KindAddress:
 		prefix, link, _ := strings.Cut(c.Name, " ")
 		return deleteAddress(prefix, link)
+	case KindRoute:
+		prefix, _, _ := strings.Cut(c.Name, " ")
+		dst, err := netip.ParsePrefix(prefix)
+		if err != nil {
+			return err
+		}
+		return RemoveLoopbackRoute(dst)
 	case KindTable:
 		family, table, _ := strings.Cut(c.Name, " ")
 		return deleteTable(family, table)

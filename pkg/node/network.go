@@ -14,7 +14,7 @@ import (
 // another program's care, and the CNI configuration its.
 func (n *Node) network(env *part.Env) ([]component.Spec, *network.Rules) {
 	c := env.Config
-	holder := component.Spec{Component: network.NewHolder(c.Node.IPs, env.Log), Class: component.Retried}
+	holder := component.Spec{Component: network.NewHolder(c.Node.IPs, c.Network.ServiceCIDR, env.Log), Class: component.Retried}
 	if c.Network.FlannelBackend == "none" {
 		return []component.Spec{holder, {Component: component.Func("cni", nil, nothing), Class: component.Retried}}, nil
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"github.com/knarr-dev/knarr/pkg/component"
 	"github.com/knarr-dev/knarr/pkg/host"
@@ -15,17 +16,21 @@ import (
 // them away or never brings them. Pods find the API server by the node's address,
 // and go on doing so.
 //
-// They are on the loopback link until another one has them. They stay there when
-// Run ends.
+// They are on the loopback link until another one has them. A machine without a
+// default route is also given a route to Services, or its own programs would be told
+// that there is none before the packet filter leads them on. Both stay when Run ends.
 type Holder struct {
-	addrs []netip.Addr
-	log   *slog.Logger
+	addrs    []netip.Addr
+	services netip.Prefix
+	log      *slog.Logger
 }
 
 var _ component.Component = (*Holder)(nil)
 
 // NewHolder returns a holder that has looked at nothing yet.
-func NewHolder(addrs []netip.Addr, log *slog.Logger) *Holder { return &Holder{addrs: addrs, log: log} }
+func NewHolder(addrs []netip.Addr, services netip.Prefix, log *slog.Logger) *Holder {
+	return &Holder{addrs: addrs, services: services, log: log}
+}
 
 // Name implements component.Component.
 func (h *Holder) Name() string { return "node-address" }
@@ -74,6 +79,14 @@ func (h *Holder) look() error {
 		if err != nil {
 			return err
 		}
+	}
+	v6 := h.services.Addr().Is6()
+	from := slices.IndexFunc(h.addrs, func(a netip.Addr) bool { return a.Is6() == v6 })
+	switch led, alone := n.LeadsToLoopback(h.services), !n.DefaultRoute(v6).Addr.IsValid(); {
+	case alone && !led && from >= 0:
+		return host.EnsureLoopbackRoute(h.services, h.addrs[from])
+	case !alone && led:
+		return host.RemoveLoopbackRoute(h.services)
 	}
 	return nil
 }
