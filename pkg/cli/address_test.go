@@ -32,10 +32,13 @@ func machineWith(route bool, links ...string) host.Network {
 func TestANodeMovesOnlyWhenItsAddressIsGoneAndThereIsAnother(t *testing.T) {
 	c := config.Default()
 	c.Node.IPs = []netip.Addr{netip.MustParseAddr("192.0.2.8")}
+	byRouter := machineWith(true, "lo", "192.0.2.8")
+	byRouter.Addrs[0].Global = true
 	for what, row := range map[string]struct {
 		now   host.Network
 		moves bool
 	}{
+		"its address is one for the loopback link by a router":   {byRouter, false},
 		"its address is there":                                   {machineWith(true, "eth0", "192.0.2.8"), false},
 		"its address is there beside another":                    {machineWith(true, "eth0", "192.0.2.9", "eth1", "192.0.2.8"), false},
 		"its address is gone":                                    {machineWith(true, "eth0", "192.0.2.9"), true},

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 
@@ -13,8 +14,9 @@ import (
 // EnsureLoopback puts addr on the loopback link, where it is known to this machine
 // only. It is no error when it is there already.
 //
-// Its scope is the host: the kernel never takes it as the source of packets
-// that leave the machine.
+// Its scope is the host, and in IPv6, which knows no such addresses, it is
+// deprecated: the kernel never takes it as the source of packets that leave the
+// machine by itself.
 func EnsureLoopback(addr netip.Addr) error {
 	lo, a, err := loopbackAddress(addr)
 	if err != nil {
@@ -99,8 +101,12 @@ func loopbackAddress(addr netip.Addr) (netlink.Link, *netlink.Addr, error) {
 		return nil, nil, fmt.Errorf("find the loopback link for %s: %w", addr, err)
 	}
 	bits := addr.BitLen()
-	return lo, &netlink.Addr{
+	a := &netlink.Addr{
 		IPNet: &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(bits, bits)},
 		Scope: int(netlink.SCOPE_HOST),
-	}, nil
+	}
+	if addr.Is6() {
+		a.ValidLft, a.PreferedLft = math.MaxInt32, 0 // seconds
+	}
+	return lo, a, nil
 }

@@ -17,16 +17,20 @@ type Network struct {
 // ReadNetwork tells what this process's network namespace has.
 func ReadNetwork() (Network, error) { return runningKernel{}.Network() }
 
-// Has tells whether a link has the address. The loopback link does not count: who
-// is known by an address that is there alone can't be reached by it.
+// Has tells whether the machine has an address that others may reach it by. One
+// that EnsureLoopback has put there is none.
 func (n Network) Has(addr netip.Addr) bool {
-	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.Link != loopback })
+	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && !a.isHeld() })
 }
 
-// Holds tells whether the loopback link has the address.
+// Holds tells whether an address is one that EnsureLoopback has put there.
 func (n Network) Holds(addr netip.Addr) bool {
-	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.Link == loopback })
+	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.isHeld() })
 }
+
+// isHeld tells such addresses from those that routers have given a machine for its
+// loopback link, whose scope is the world.
+func (a Addr) isHeld() bool { return a.Link == loopback && !a.Global }
 
 // LeadsToLoopback tells whether the loopback link is where the kernel leads a range.
 func (n Network) LeadsToLoopback(dst netip.Prefix) bool {
