@@ -135,13 +135,19 @@ func readAddresses(file string) (all []netip.Addr) {
 // recorded now.
 func (s *server) settleAddresses() error {
 	c := s.cfg
+	now, err := host.ReadNetwork()
+	if err != nil {
+		return fmt.Errorf("look for this machine's addresses: %w", err)
+	}
 	file := addressFile(c)
 	for _, a := range readAddresses(file) {
 		if slices.Contains(c.Node.IPs, a) {
 			continue
 		}
-		if err := host.RemoveLoopback(a); err != nil {
-			return err
+		if now.Holds(a) {
+			if err := host.RemoveLoopback(a); err != nil {
+				return err
+			}
 		}
 		if err := s.ledger.Forget(host.LoopbackChange(a)); err != nil {
 			return err
@@ -151,7 +157,9 @@ func (s *server) settleAddresses() error {
 	changes := []host.Change{host.LoopbackRouteChange(c.Network.ServiceCIDR)}
 	for _, a := range c.Node.IPs {
 		fmt.Fprintln(&lines, a)
-		changes = append(changes, host.LoopbackChange(a))
+		if !now.IsRouters(a) { // an uninstall would take that away
+			changes = append(changes, host.LoopbackChange(a))
+		}
 	}
 	if err := s.ledger.Record(changes...); err != nil {
 		return err

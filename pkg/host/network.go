@@ -28,6 +28,12 @@ func (n Network) Holds(addr netip.Addr) bool {
 	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.isHeld() })
 }
 
+// IsRouters tells whether an address on the loopback link is another's work: routers
+// hand out such (BGP to the host). It is not ours to remove.
+func (n Network) IsRouters(addr netip.Addr) bool {
+	return slices.ContainsFunc(n.Addrs, func(a Addr) bool { return a.Prefix.Addr() == addr && a.Link == loopback && a.Global })
+}
+
 // isHeld tells such addresses from those that routers have given a machine for its
 // loopback link, whose scope is the world.
 func (a Addr) isHeld() bool { return a.Link == loopback && !a.Global }

@@ -29,6 +29,7 @@ func Table(addr netip.Addr) string {
 	return "ip6 " + RulesTable
 }
 
+// RulesTable is the nftables table that Rules makes, in the family of the
 // address: ip or ip6.
 const RulesTable = "knarr-dns"
 
