@@ -115,11 +115,14 @@ lint: deps bundle
 
 test: build images csi image
 	go test -race $(RACE)
-	go test -timeout 40m $$(go list ./... | grep -v -e '/tests/e2e$$' -e '/tests/lifecycle$$' -e '/tests/cluster$$' -e '/tests/chaos$$' -e '/tests/throwaway$$' -e '/tests/container$$' -e '/tests/embedding$$')
-	$(STEADY) --packages './tests/e2e ./tests/lifecycle ./tests/cluster ./tests/chaos ./tests/throwaway ./tests/container ./tests/embedding' -- -timeout 40m
+	$(STEADY) --packages "$$(go list ./... | grep -v $(NODES:%=-e '/%$$'))" -- -timeout 40m
+	$(STEADY) --packages '$(NODES:%=./%)' -- -timeout 40m
 
-# Real nodes with hundreds of pods on two busy cores: what fails is tried once
-# more by itself, and shown; it has to pass then.
+# These run nodes, and of nodes there is one test at a time on the machine.
+NODES := tests/e2e tests/lifecycle tests/cluster tests/chaos tests/throwaway tests/container tests/embedding
+
+# Real control planes and nodes with hundreds of pods on two busy cores: what
+# fails is tried once more by itself, and shown; it has to pass then.
 STEADY := go run gotest.tools/gotestsum@v1.13.0 --format pkgname-and-test-fails --rerun-fails=1 --rerun-fails-max-failures=6
 
 # Of what runs outside of CI the last result stands in docs/testing.md.

@@ -2,6 +2,7 @@ package addons
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -16,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
 
@@ -117,7 +119,9 @@ func TestClaimsAndServicesGetWhatTheyAskFor(t *testing.T) {
 			corev1.ResourceCPU: resource.MustParse("4"), corev1.ResourceMemory: resource.MustParse("4Gi"), corev1.ResourcePods: resource.MustParse("10"),
 		},
 	}
-	must[*corev1.Node](t)(client.CoreV1().Nodes().UpdateStatus(ctx, node, metav1.UpdateOptions{}))
+	// Not an update: the controllers write to the Node as soon as it exists.
+	status := must[[]byte](t)(json.Marshal(map[string]any{"status": node.Status}))
+	must[*corev1.Node](t)(client.CoreV1().Nodes().Patch(ctx, node.Name, types.MergePatchType, status, metav1.PatchOptions{}, "status"))
 	agent := storage.NewAgent(storage.AgentConfig{Client: func() (kubernetes.Interface, error) { return client, nil }, Node: "n1"})
 	agentCtx, stop := context.WithCancel(ctx)
 	ended := make(chan error, 1)
