@@ -20,7 +20,11 @@ import (
 func (s *Store) Client() *kubernetes.Client {
 	c := clientv3.NewCtxClient(s.ctx)
 	c.KV = clientv3.NewKVFromKVClient(kvClient{s.api, s.guard}, c)
-	c.Watcher = clientv3.NewWatchFromWatchClient(watchClient{s.api, s.ctx}, c)
+	if s.api.engine != nil {
+		c.Watcher = newWatcher(s.ctx, s.api.engine, s.api, s.guard)
+	} else {
+		c.Watcher = clientv3.NewWatchFromWatchClient(watchClient{s.api, s.ctx}, c)
+	}
 	c.Lease = clientv3.NewLeaseFromLeaseClient(leaseClient{s.api}, c, 0)
 	c.Maintenance = clientv3.NewMaintenanceFromMaintenanceClient(maintenanceClient{s.api}, c)
 	kc := &kubernetes.Client{Client: c}

@@ -74,6 +74,7 @@ type Store struct {
 	still   func() bool    // tells whether the file still has its name
 	keeping sync.Mutex     // of kept: SQLite saves a store only while nothing else is asked there
 	kept    *sql.Conn      // holds the file open, whatever becomes of its name
+	log     *os.File       // SQLite's, to flush it; nil if nobody wants that
 	wg      sync.WaitGroup // of kine
 	once    sync.Once
 }
@@ -142,6 +143,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s.wg.Go(func() { s.keepLog(s.watched) })
 	s.wg.Go(s.mend)
+	s.wg.Go(func() { s.api.reminded.run(s.ctx) })
 	return s, nil
 }
 
@@ -174,16 +176,25 @@ func (s *Store) openKine(ctx context.Context, cfg Config, synchronous string) (h
 }
 
 // openEngine opens the file with our own engine.
-func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) (history, error) {
-	if err := s.openDB(ctx, settings(cfg, synchronous).DataSourceName); err != nil {
+func (s *Store) openEngine(ctx context.Context, cfg Config, synchronous string) (h history, err error) {
+	// SQLite need not flush the log after a commit: flushLog does. What follows a
+	// checkpoint, without which the file could be damaged, it flushes all the same.
+	if err := s.openDB(ctx, settings(cfg, "NORMAL").DataSourceName); err != nil {
 		return nil, err
+	}
+	var flush func() error
+	if synchronous == "FULL" {
+		flush = s.flushLog
+		if s.log, err = os.OpenFile(s.path+"-wal", os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+			return nil, err
+		}
 	}
 	s.watched.tellsAll, s.watched.commitPages = true, 4
 	conns := 2 + max(engineReaders, runtime.GOMAXPROCS(0)) // one writes, one makes checkpoints
 	s.db.SetMaxOpenConns(conns)
 	s.db.SetMaxIdleConns(conns)
 	s.db.SetConnMaxIdleTime(engineIdleTime)
-	e, err := engine.New(ctx, s.db, engine.Config{CompactEvery: cfg.CompactEvery, Seed: cfg.Seed, Metrics: s.metrics.engine})
+	e, err := engine.New(ctx, s.db, engine.Config{CompactEvery: cfg.CompactEvery, Flush: flush, Seed: cfg.Seed, Metrics: s.metrics.engine})
 	if err != nil {
 		return nil, err
 	}
@@ -290,5 +301,8 @@ func (s *Store) closeFile() {
 	}
 	if s.db != nil {
 		_ = s.db.Close()
+	}
+	if s.log != nil {
+		_ = s.log.Close() // after an error, flushLog has told
 	}
 }

@@ -45,6 +45,8 @@ const (
 	// somebody at work. One that is as long as hugeLog gives its room back.
 	longLog = 2 * checkpointPages
 	hugeLog = 16 * checkpointPages
+	// fewPages may be brought into the file while writers wait.
+	fewPages = checkpointPages / 10
 	// logRoom is the room that the log is given, in bytes: that of a long one. The
 	// store waits for the first part of it.
 	logRoom    = 12 << 20
@@ -281,6 +283,20 @@ func (r rows) Next(dest []driver.Value) error {
 	return r.guard.note(err)
 }
 
+// flushLog returns once the log is on the disk with all that has been committed.
+// SQLite would take fsync for that, which brings the file's time of change to the
+// disk as well: for each commit that nobody else shares, a record in the file
+// system's journal and another flush.
+func (s *Store) flushLog() error {
+	err := s.guard.trusted()
+	if err == nil {
+		if err = flushData(s.log); err != nil {
+			s.guard.distrust(fmt.Errorf("flush its log: %w", err))
+		}
+	}
+	return err
+}
+
 // keepLog gives the log its room, and brings it into the file each time it is due.
 func (s *Store) keepLog(c *connector) {
 	// The last process may not have lived until it was.
@@ -300,6 +316,13 @@ func (s *Store) keepLog(c *connector) {
 
 func (s *Store) shortenLog(c *connector) {
 	length, err := s.checkpoint(s.ctx, "PASSIVE")
+	if err == nil && length > longLog {
+		// Writers are to wait for as little as can be: what came meanwhile goes first.
+		for before := 0; err == nil && length-before > fewPages; {
+			before = length
+			length, err = s.checkpoint(s.ctx, "PASSIVE")
+		}
+	}
 	switch {
 	case err == nil && length > hugeLog:
 		err = s.restartLog(c, "TRUNCATE")

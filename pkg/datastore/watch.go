@@ -39,6 +39,8 @@ type bridge struct {
 	history history
 	guard   *guard
 	ids     atomic.Int64
+	// reminded are watches past this API; see watcher.
+	reminded reminded
 
 	mu      sync.Mutex
 	closing bool

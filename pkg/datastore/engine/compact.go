@@ -2,16 +2,36 @@ package engine
 
 import (
 	"context"
-	"database/sql"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
 )
 
-// forgottenAtOnce is how many revisions one transaction forgets: a few
-// milliseconds, which everybody waits who writes.
-const forgottenAtOnce = 500
+// Everybody who writes waits for the transaction that forgets revisions. It forgets
+// so many that this takes about forgetTime, by how long it took before.
+const (
+	forgetTime                           = 4 * time.Millisecond
+	leastAtOnce, firstAtOnce, mostAtOnce = 50, 200, 500
+)
+
+// pace is how many revisions are to be forgotten at once.
+type pace struct{ n atomic.Int64 }
+
+func (p *pace) next() int64 { return max(p.n.Load(), leastAtOnce) }
+
+// took learns from a transaction that forgot as many as were to be.
+func (p *pace) took(d time.Duration) {
+	n := p.next()
+	switch {
+	case d > forgetTime:
+		n /= 2
+	case d < forgetTime/2:
+		n += n / 4
+	}
+	p.n.Store(min(max(n, leastAtOnce), mostAtOnce))
+}
 
 // Compact forgets what was changed again up to a revision, and returns the
 // store's. It does so in steps, each in a transaction that other changes share. It
@@ -30,7 +50,7 @@ func (e *Engine) Compact(ctx context.Context, revision int64) (int64, error) {
 		case done >= revision:
 			return rev, nil
 		}
-		step := min(revision, done+forgottenAtOnce)
+		step := min(revision, done+e.pace.next())
 		if r := e.do(ctx, &change{kind: compact, was: step}); r.err != nil {
 			return rev, r.err
 		}
@@ -60,13 +80,13 @@ func (e *Engine) compactNowAndThen() {
 }
 
 // indexedAtOnce is how many revisions a commit brings the index on, once it is too
-// far behind. A key that changes often is written to it once for all its changes
-// in between.
-const indexedAtOnce = 500
+// far behind, or twice its own if these are more. A key that changes often is
+// written to it once for all its changes in between.
+const indexedAtOnce = 100
 
 // indexes brings cur, in a transaction, from one revision to a later one. It has
 // to come before what is forgotten up to there, which may be a deletion.
-func indexes(ctx context.Context, tx *sql.Tx, from, to int64) error {
+func (w *writer) indexes(from, to int64) error {
 	for _, step := range []string{
 		`INSERT INTO cur(name, rev, created, version, lease, deleted)
 			SELECT name, rev, created, version, lease, deleted FROM log WHERE rev > ?1 AND rev <= ?2 ORDER BY rev
@@ -75,7 +95,7 @@ func indexes(ctx context.Context, tx *sql.Tx, from, to int64) error {
 		"DELETE FROM cur WHERE deleted = 1 AND name IN (SELECT name FROM log WHERE rev > ?1 AND rev <= ?2 AND deleted = 1)",
 		"INSERT INTO meta(k, v) VALUES('indexed', ?2) ON CONFLICT(k) DO UPDATE SET v = excluded.v WHERE ?1 < ?2",
 	} {
-		if _, err := tx.ExecContext(ctx, step, from, to); err != nil {
+		if err := w.exec(step, from, to); err != nil {
 			return fmt.Errorf("write the index up to revision %d: %w", to, err)
 		}
 	}
@@ -85,14 +105,14 @@ func indexes(ctx context.Context, tx *sql.Tx, from, to int64) error {
 // forget removes, in a transaction, rows that nobody can ask for once revision to
 // is the oldest: those changed again by then, and deletions before. What is
 // before from has been looked at.
-func forget(ctx context.Context, tx *sql.Tx, from, to int64) error {
+func (w *writer) forget(from, to int64) error {
 	for _, step := range []string{
 		"DELETE FROM log WHERE rev IN (SELECT prev FROM log WHERE rev > ?1 AND rev <= ?2 AND prev > 0)",
 		// That at the oldest revision itself is still watched for. It goes with the next step.
 		"DELETE FROM log WHERE rev >= ?1 AND rev < ?2 AND deleted = 1",
 		"INSERT INTO meta(k, v) VALUES('compacted', ?2) ON CONFLICT(k) DO UPDATE SET v = excluded.v WHERE ?1 <= ?2",
 	} {
-		if _, err := tx.ExecContext(ctx, step, from, to); err != nil {
+		if err := w.exec(step, from, to); err != nil {
 			return fmt.Errorf("forget revisions up to %d: %w", to, err)
 		}
 	}

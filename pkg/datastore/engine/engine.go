@@ -1,9 +1,9 @@
 // Package engine is a key-value store with revisions, etcd's semantics and one
 // SQLite file: the backend that Knarr's API server writes to.
 //
-// One goroutine writes. It takes all changes that have been asked for meanwhile
-// and commits them as one transaction, so that many clients share one wait for
-// the disk. The file has a row for each revision, found by its number alone; which
+// One goroutine writes. It takes all changes that have been asked for while the
+// disk was at work and commits them as one transaction, so that many clients share
+// one wait for the disk. The file has a row for each revision, found by its number alone; which
 // revision a key has is kept in memory, as are the latest events.
 package engine
 
@@ -37,6 +37,10 @@ type Config struct {
 	RingBytes int
 	// QueueBytes bounds the changes that wait to be written. Default 64 MiB.
 	QueueBytes int
+	// Flush returns once everything that has been committed is on the disk. While it
+	// does, the next changes are prepared. After an error nothing more is written.
+	// Default: a commit is on the disk when it is done.
+	Flush func() error
 	// Metrics are told what happens. Default: nobody is.
 	Metrics *Metrics
 	// Seed returns what a new store has in it from birth. It is not called when
@@ -112,10 +116,11 @@ type Engine struct {
 	compacted int64 // revisions below may be gone
 	indexed   int64 // the file's index has the keys as of then; the writer's own
 	ring      ring
-	watchers  map[*watcher]struct{}
+	watchers  map[*Subscription]struct{}
 
 	queue queue
 	lease leases
+	pace  pace // of compaction
 }
 
 var _ server.Backend = (*Engine)(nil)
@@ -124,11 +129,12 @@ var _ server.Backend = (*Engine)(nil)
 // missing. db must take one writer and several readers at a time.
 func New(ctx context.Context, db *sql.DB, cfg Config) (*Engine, error) {
 	e := &Engine{
-		cfg: cfg.withDefaults(), db: db, watchers: map[*watcher]struct{}{},
+		cfg: cfg.withDefaults(), db: db, watchers: map[*Subscription]struct{}{},
 		keys: btree.NewG(64, byKey), queue: newQueue(),
 	}
 	e.ring.limit = e.cfg.RingBytes
 	e.lease.due = make(chan struct{}, 1)
+	e.pace.n.Store(firstAtOnce)
 	e.cfg.Metrics.watch(e)
 	if err := prepare(ctx, db, cfg.Seed); err != nil {
 		return nil, err
@@ -142,11 +148,11 @@ func New(ctx context.Context, db *sql.DB, cfg Config) (*Engine, error) {
 // Start begins to write. The engine ends with ctx; Wait tells when it has.
 func (e *Engine) Start(ctx context.Context) error {
 	e.ctx, e.end = context.WithCancel(ctx)
-	w, err := newWriter(e)
+	write, err := newWriter(e)
 	if err != nil {
 		return fmt.Errorf("prepare to write: %w", err)
 	}
-	e.wg.Go(w.run)
+	e.wg.Go(write)
 	e.wg.Go(e.compactNowAndThen)
 	e.wg.Go(e.expire)
 	if _, err := e.Create(e.ctx, server.HealthKey, []byte(server.HealthVal), 0); err != nil && !errors.Is(err, server.ErrKeyExists) {
@@ -165,6 +171,13 @@ func (e *Engine) CurrentRevision(context.Context) (int64, error) {
 	e.mu.RLock()
 	defer e.mu.RUnlock()
 	return e.rev, nil
+}
+
+// Compacted is the revision before which some may be forgotten.
+func (e *Engine) Compacted() int64 {
+	e.mu.RLock()
+	defer e.mu.RUnlock()
+	return e.compacted
 }
 
 // WaitForSyncTo has nothing to wait for: what has been answered can be read.

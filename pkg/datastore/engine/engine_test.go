@@ -27,13 +27,16 @@ func openDB(t testing.TB, path string) *sql.DB {
 	return db
 }
 
-// start opens a store and returns what ends it.
-func start(t testing.TB, path string, cfg Config) (*Engine, func()) {
+// start opens a store and returns what ends it. Others run beside.
+func start(t testing.TB, path string, cfg Config, beside ...func()) (*Engine, func()) {
 	t.Helper()
 	db := openDB(t, path)
 	e, err := New(t.Context(), db, cfg)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range beside {
+		go f()
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	if err := e.Start(ctx); err != nil {
@@ -54,6 +57,13 @@ func (e *Engine) must(t testing.TB, rev int64, err error) int64 {
 		t.Fatal(err)
 	}
 	return rev
+}
+
+func (e *Engine) created(t testing.TB) func(int64, error) int64 {
+	return func(rev int64, err error) int64 {
+		t.Helper()
+		return e.must(t, rev, err)
+	}
 }
 
 // model is the state of the store after each revision.
@@ -363,6 +373,101 @@ func TestValuesThatOthersWroteAsTextAreRead(t *testing.T) {
 			if string(kv.Value) != "text" {
 				t.Errorf("%s is %q", kv.Key, kv.Value)
 			}
+		}
+	}
+}
+
+// While the disk is at work the next changes are decided, upon those that are on
+// their way; nobody knows of either before they have arrived.
+func TestChangesAreKnownOnceTheyAreOnTheDisk(t *testing.T) {
+	flushing, arrived := make(chan struct{}), make(chan error)
+	e, _ := start(t, filepath.Join(t.TempDir(), "state.db"), Config{Flush: func() error {
+		select {
+		case flushing <- struct{}{}:
+			return <-arrived
+		case <-t.Context().Done():
+			return nil
+		}
+	}}, func() {
+		<-flushing
+		arrived <- nil
+	})
+	before, _ := e.CurrentRevision(t.Context())
+	type answer struct {
+		rev int64
+		err error
+	}
+	create := func(key string) <-chan answer {
+		a := make(chan answer, 1)
+		go func() {
+			rev, err := e.Create(t.Context(), key, []byte("x"), 0)
+			a <- answer{rev, err}
+		}()
+		return a
+	}
+	first := create("/a")
+	<-flushing
+	again, other := create("/a"), create("/b")
+	if now, kv, err := e.Get(t.Context(), "/a", 0, false); now != before || kv != nil || err != nil {
+		t.Errorf("before it is on the disk, revision %d has %v, %v", now, kv, err)
+	}
+	arrived <- nil
+	if a := <-first; a.rev != before+1 || a.err != nil {
+		t.Errorf("the first change: %v", a)
+	}
+	<-flushing
+	if now, kv, err := e.Get(t.Context(), "/a", 0, false); now != before+1 || kv == nil || err != nil {
+		t.Errorf("once it is on the disk, revision %d has %v, %v", now, kv, err)
+	}
+	w := e.Follow(t.Context(), "/b", "", before+1)
+	arrived <- errors.New("input/output error")
+	if a := <-other; a.err == nil || !strings.Contains(a.err.Error(), "input/output error") {
+		t.Errorf("a change that may not be on the disk: %v", a)
+	}
+	// It was decided within the same batch, or after the disk failed.
+	if a := <-again; a.err == nil {
+		t.Errorf("a key was made twice: %v", a)
+	}
+	// From then on nothing is written, and what is known can be read.
+	if a := <-create("/c"); a.err == nil || !strings.Contains(a.err.Error(), "input/output error") {
+		t.Errorf("a change after the disk failed: %v", a)
+	}
+	if now, kvs, err := e.List(t.Context(), "/", "0", 0, 0, true); now != before+1 || len(kvs) != 2 || err != nil { // the store makes a key of its own
+		t.Errorf("in the end revision %d has %d keys, %v", now, len(kvs), err)
+	}
+	select {
+	case events := <-w.Events:
+		t.Errorf("a watch was told of %v", events)
+	default:
+	}
+}
+
+// A watch of what seldom changes does not read what happened elsewhere meanwhile.
+func TestQuietWatchesReadNothingFromTheFile(t *testing.T) {
+	e, _ := start(t, filepath.Join(t.TempDir(), "state.db"), Config{RingBytes: 4000})
+	w, _, err := e.Subscribe("/quiet/", "/quiet0", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	noReading, cancel := context.WithCancel(t.Context())
+	cancel()
+	write := func(key string, times int) (last int64) {
+		for range times {
+			now, _ := e.CurrentRevision(t.Context())
+			last = e.created(t)(e.Create(t.Context(), fmt.Sprint(key, now), make([]byte, 100), 0))
+		}
+		return last
+	}
+	for range 3 {
+		last := write("/busy/", 100)
+		if events, more, err := w.Next(noReading); len(events) > 0 || more || err != nil || w.UpTo() != last {
+			t.Fatalf("while it was quiet: %v, %v, %v, up to %d of %d", events, more, err, w.UpTo(), last)
+		}
+		write("/busy/", 100)
+		last = write("/quiet/", 1)
+		if events, more, err := w.Next(noReading); len(events) != 1 || more || err != nil || events[0].KV.ModRevision != last || w.UpTo() != last {
+			t.Fatalf("when something happened: %v, %v, %v, up to %d of %d", events, more, err, w.UpTo(), last)
 		}
 	}
 }

@@ -312,12 +312,8 @@ func (e *Engine) prepared(ctx context.Context, query string, use func(statement)
 // each fills row with one row's columns after the other and calls next, which tells
 // whether to go on. It returns how many rows it has read.
 func (s statement) each(ctx context.Context, row []driver.Value, next func() (bool, error), args ...int64) (n int, err error) {
-	named := make([]driver.NamedValue, len(args))
-	for i, a := range args {
-		named[i] = driver.NamedValue{Ordinal: i + 1, Value: a}
-	}
 	// SQLite's driver would watch one that may end, anew for each query.
-	rows, err := s.QueryContext(context.WithoutCancel(ctx), named)
+	rows, err := s.QueryContext(context.WithoutCancel(ctx), named(args...))
 	if err != nil {
 		return 0, err
 	}
@@ -336,6 +332,14 @@ func (s statement) each(ctx context.Context, row []driver.Value, next func() (bo
 		}
 	}
 	return n, ctx.Err()
+}
+
+func named(args ...int64) []driver.NamedValue {
+	values := make([]driver.NamedValue, len(args))
+	for i, a := range args {
+		values[i] = driver.NamedValue{Ordinal: i + 1, Value: a}
+	}
+	return values
 }
 
 // read returns one item with its value.

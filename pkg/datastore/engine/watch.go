@@ -104,131 +104,106 @@ const (
 	historyAtOnce = 2000
 )
 
-// watcher is one watch.
-type watcher struct {
+// Subscription is one watch, whose events one goroutine asks for.
+type Subscription struct {
+	engine   *Engine
 	key, end string
 	woken    chan struct{} // full if there may be events
 
 	since int64 // revision at which it began: events up to there are found by looking
-	// next is the revision to go on with. Only the watch itself changes it, after
-	// matched: the highest revision of an event for it, as far as is known.
-	next, matched atomic.Int64
+	// next is the revision to go on with. Only who asks for events changes it.
+	next atomic.Int64
+	// pending is the revision of the first event that was not asked for yet, 0 if
+	// there is none. Before it there is nothing to look for.
+	pending atomic.Int64
+	matched atomic.Int64 // the highest revision of an event, as far as is known
 }
 
-// match notes an event for the watch.
-func (w *watcher) match(rev int64) {
+// match notes an event. The engine's mu is held.
+func (w *Subscription) match(rev int64) {
+	w.pending.CompareAndSwap(0, rev)
+	w.found(rev)
+}
+
+// found notes that there are events up to a revision.
+func (w *Subscription) found(rev int64) {
 	for was := w.matched.Load(); was < rev && !w.matched.CompareAndSwap(was, rev); was = w.matched.Load() {
 	}
 }
 
-func (w *watcher) wants(key string) bool { return within(key, w.key, w.end) }
+func (w *Subscription) wants(key string) bool { return within(key, w.key, w.end) }
 
-func (w *watcher) rouse() {
+func (w *Subscription) rouse() {
 	select {
 	case w.woken <- struct{}{}:
 	default:
 	}
 }
 
-// Watch is a running watch; see Follow.
-type Watch struct {
-	server.WatchResult
-	engine *Engine
-	*watcher
-}
-
-// Behind tells whether there are events that were committed already and that one
-// who has had those up to revision had from the channel has still to get.
-func (w *Watch) Behind(had int64) bool {
-	w.engine.mu.RLock()
-	defer w.engine.mu.RUnlock()
-	return w.next.Load() <= w.since || w.matched.Load() > had
-}
-
-// Watch implements server.Backend; see Follow.
-func (e *Engine) Watch(ctx context.Context, key, end string, revision int64) server.WatchResult {
-	return e.Follow(ctx, key, end, revision).WatchResult
-}
-
-// Follow sends the events of a range, from a revision on or from now on if that
-// is 0, until ctx or the engine ends; the channel is closed then. Nothing is left
-// out, and nobody is waited for: who is slow reads old events from the file, and
-// gets server.ErrCompacted from the other channel when these are gone.
-func (e *Engine) Follow(ctx context.Context, key, end string, revision int64) *Watch {
-	events, failed := make(chan []*server.Event), make(chan error, 1)
-	w := &watcher{key: key, end: end, woken: make(chan struct{}, 1)}
-	f := &Watch{WatchResult: server.WatchResult{Events: events, Errorc: failed}, engine: e, watcher: w}
-
+// Subscribe begins a watch of a range, from a revision on or from now on if that is
+// 0, and returns the store's revision, too. Close ends it. It fails with
+// server.ErrCompacted.
+func (e *Engine) Subscribe(key, end string, revision int64) (*Subscription, int64, error) {
+	w := &Subscription{engine: e, key: key, end: end, woken: make(chan struct{}, 1)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	f.CurrentRevision = e.rev
 	if w.next.Store(revision); revision == 0 {
 		w.next.Store(e.rev + 1)
 	} else if revision < e.compacted {
-		f.CompactRevision = e.compacted
-		close(events)
-		return f
+		return nil, e.rev, server.ErrCompacted
 	}
 	w.since = e.rev
 	w.rouse()
 	e.watchers[w] = struct{}{}
-	e.wg.Go(func() {
-		defer close(events)
-		defer e.forgetWatcher(w)
-		if err := e.follow(ctx, w, events); err != nil {
-			failed <- err
-		}
-	})
-	return f
+	return w, e.rev, nil
 }
 
-func (e *Engine) forgetWatcher(w *watcher) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.watchers, w)
+// Close ends the watch.
+func (w *Subscription) Close() {
+	w.engine.mu.Lock()
+	defer w.engine.mu.Unlock()
+	delete(w.engine.watchers, w)
 }
 
-func (e *Engine) follow(ctx context.Context, w *watcher, to chan<- []*server.Event) error {
-	for {
-		select {
-		case <-w.woken:
-		case <-ctx.Done():
-			return nil
-		case <-e.ctx.Done():
-			return nil
-		}
-		for {
-			found, more, err := e.collect(ctx, w)
-			if err != nil {
-				return err
-			}
-			if len(found) > 0 {
-				out := make([]*server.Event, len(found))
-				for i, ev := range found {
-					if out[i], err = ev.toServer(ctx); err != nil {
-						return err
-					}
-				}
-				select {
-				case to <- out:
-				case <-ctx.Done():
-					return nil
-				case <-e.ctx.Done():
-					return nil
-				}
-			}
-			if !more {
-				break
-			}
+// Woken tells that there may be events.
+func (w *Subscription) Woken() <-chan struct{} { return w.woken }
+
+// UpTo is the revision up to which Next has returned all events.
+func (w *Subscription) UpTo() int64 {
+	w.engine.mu.RLock()
+	defer w.engine.mu.RUnlock()
+	return min(w.next.Load()-1, w.engine.rev)
+}
+
+// Next returns the next events, if there are any, and tells whether there may be
+// more already. Nothing is left out, and nobody is waited for: who is slow reads
+// old events from the file, and gets server.ErrCompacted when these are gone.
+func (w *Subscription) Next(ctx context.Context) (events []*server.Event, more bool, err error) {
+	found, more, err := w.collect(ctx)
+	if err != nil || len(found) == 0 {
+		return nil, more, err
+	}
+	events = make([]*server.Event, len(found))
+	for i, ev := range found {
+		if events[i], err = ev.toServer(ctx); err != nil {
+			return nil, false, err
 		}
 	}
+	return events, more, nil
 }
 
-// collect moves a watch on, and returns the events that it comes upon.
-func (e *Engine) collect(ctx context.Context, w *watcher) (found []*event, more bool, err error) {
-	next := w.next.Load()
+// collect moves the watch on, and returns the events that it comes upon.
+func (w *Subscription) collect(ctx context.Context) (found []*event, more bool, err error) {
+	e, next := w.engine, w.next.Load()
 	e.mu.RLock()
 	first, last := e.ring.first, e.rev
+	if next > w.since {
+		if pending := w.pending.Load(); pending > 0 {
+			next = max(next, pending)
+		} else {
+			next = max(next, last+1)
+		}
+	}
 	if next < e.compacted {
 		e.mu.RUnlock()
 		return nil, false, server.ErrCompacted
@@ -237,6 +212,9 @@ func (e *Engine) collect(ctx context.Context, w *watcher) (found []*event, more 
 		if ev := e.ring.at(next); w.wants(ev.key) {
 			found = append(found, ev)
 		}
+	}
+	if next > last {
+		w.pending.Store(0)
 	}
 	e.mu.RUnlock()
 	if next < first {
@@ -250,14 +228,87 @@ func (e *Engine) collect(ctx context.Context, w *watcher) (found []*event, more 
 		next = until
 	}
 	if len(found) > 0 {
-		w.match(found[len(found)-1].rev)
+		w.found(found[len(found)-1].rev)
 	}
 	w.next.Store(next)
 	return found, next <= last, nil
 }
 
+// Watch is a running watch; see Follow.
+type Watch struct {
+	server.WatchResult
+	*Subscription
+}
+
+// Behind tells whether there are events that were committed already and that one
+// who has had those up to revision had from the channel has still to get.
+func (w *Watch) Behind(had int64) bool {
+	if w.Subscription == nil {
+		return false // it ends
+	}
+	w.engine.mu.RLock()
+	defer w.engine.mu.RUnlock()
+	return w.next.Load() <= w.since || w.matched.Load() > had
+}
+
+// Watch implements server.Backend; see Follow.
+func (e *Engine) Watch(ctx context.Context, key, end string, revision int64) server.WatchResult {
+	return e.Follow(ctx, key, end, revision).WatchResult
+}
+
+// Follow sends the events of a range, from a revision on or from now on if that
+// is 0, until ctx or the engine ends; the channel is closed then. Where events are
+// gone, the other channel has server.ErrCompacted.
+func (e *Engine) Follow(ctx context.Context, key, end string, revision int64) *Watch {
+	events, failed := make(chan []*server.Event), make(chan error, 1)
+	s, now, err := e.Subscribe(key, end, revision)
+	f := &Watch{WatchResult: server.WatchResult{CurrentRevision: now, Events: events, Errorc: failed}, Subscription: s}
+	if err != nil {
+		f.CompactRevision = e.Compacted()
+		close(events)
+		return f
+	}
+	e.wg.Go(func() {
+		defer close(events)
+		defer s.Close()
+		if err := s.send(ctx, events); err != nil {
+			failed <- err
+		}
+	})
+	return f
+}
+
+func (w *Subscription) send(ctx context.Context, to chan<- []*server.Event) error {
+	for more := false; ; {
+		if !more {
+			select {
+			case <-w.woken:
+			case <-ctx.Done():
+				return nil
+			case <-w.engine.ctx.Done():
+				return nil
+			}
+		}
+		var events []*server.Event
+		var err error
+		if events, more, err = w.Next(ctx); err != nil {
+			return err
+		}
+		if len(events) == 0 {
+			continue
+		}
+		select {
+		case to <- events:
+		case <-ctx.Done():
+			return nil
+		case <-w.engine.ctx.Done():
+			return nil
+		}
+	}
+}
+
 // history reads events from the file.
-func (e *Engine) history(ctx context.Context, w *watcher, from, last int64) ([]*event, error) {
+func (e *Engine) history(ctx context.Context, w *Subscription, from, last int64) ([]*event, error) {
 	rows, err := e.db.QueryContext(ctx, "SELECT rev, name, prev, created, version, lease, deleted, value FROM log WHERE rev >= ? AND rev <= ? ORDER BY rev", from, last)
 	if err != nil {
 		return nil, fmt.Errorf("read events: %w", err)

@@ -2,7 +2,7 @@ package engine
 
 import (
 	"context"
-	"database/sql"
+	"database/sql/driver"
 	"fmt"
 	"time"
 
@@ -13,73 +13,174 @@ import (
 // first of them wait longer.
 const batchBytes = 4 << 20
 
-// writer makes all changes, in a goroutine of its own.
+// writer makes all changes, in a goroutine of its own. While one batch of them is
+// on its way to the disk, those that are asked for meanwhile go into the open
+// transaction of the next one, which is committed when the disk is free.
 type writer struct {
 	*Engine
-	conn   *sql.Conn
-	insert *sql.Stmt
+	conn   writeConn
+	insert driver.StmtExecContext
+
+	open   *batch     // takes changes
+	flying *batch     // is committed, and waits for the disk
+	landed chan error // tells of that one; has room for one
+	broken error      // why nothing more is written
 }
 
-func newWriter(e *Engine) (*writer, error) {
+// writeConn is a connection to SQLite past database/sql, which has a goroutine for
+// each transaction.
+type writeConn interface {
+	driver.ConnPrepareContext
+	driver.ConnBeginTx
+	driver.ExecerContext
+}
+
+// newWriter returns what writes until the engine ends.
+func newWriter(e *Engine) (run func(), err error) {
 	conn, err := e.db.Conn(e.ctx)
 	if err != nil {
 		return nil, err
 	}
-	insert, err := conn.PrepareContext(e.ctx, "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+	w := &writer{Engine: e, landed: make(chan error, 1)}
+	err = conn.Raw(func(c any) error {
+		w.conn = c.(writeConn)
+		s, err := w.conn.PrepareContext(context.WithoutCancel(e.ctx), "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
+		if err == nil {
+			w.insert = s.(driver.StmtExecContext)
+		}
+		return err
+	})
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
-	return &writer{Engine: e, conn: conn, insert: insert}, nil
+	return func() {
+		defer conn.Close()
+		defer e.queue.close()
+		_ = conn.Raw(func(any) error {
+			w.run()
+			return w.insert.(driver.Stmt).Close()
+		})
+	}, nil
+}
+
+// exec runs a statement whose arguments are numbers.
+func (w *writer) exec(query string, args ...int64) error {
+	_, err := w.conn.ExecContext(context.WithoutCancel(w.ctx), query, named(args...))
+	return err
 }
 
 func (w *writer) run() {
-	defer w.conn.Close()
-	defer w.insert.Close()
-	defer w.queue.close()
 	for {
+		filled := w.queue.filled
+		if w.open != nil && w.open.bytes >= batchBytes {
+			filled = nil // the rest waits in the queue, which is bounded
+		}
 		select {
 		case <-w.ctx.Done():
+			w.end()
 			return
-		case <-w.queue.filled:
-			if changes := w.queue.take(batchBytes); len(changes) > 0 {
-				w.write(changes)
-			}
+		case <-filled:
+			w.take()
+		case err := <-w.landed:
+			w.land(err)
 		}
+		if w.open != nil && w.flying == nil {
+			w.commit()
+		}
+	}
+}
+
+// take puts what waits into the open batch.
+func (w *writer) take() {
+	if w.open == nil {
+		w.open = w.newBatch()
+	}
+	room := batchBytes - w.open.bytes
+	for _, c := range w.queue.take(room) {
+		if w.open == nil {
+			w.open = w.newBatch() // one that could not be written was in the last one
+		}
+		if err := w.open.add(c); err != nil {
+			w.open.fail(err)
+			w.open = nil
+		}
+	}
+}
+
+// commit commits the open batch, and sends it on its way to the disk.
+func (w *writer) commit() {
+	b := w.open
+	w.open = nil
+	if err := b.commit(); err != nil {
+		b.fail(err)
+		return
+	}
+	if b.began.IsZero() || w.cfg.Flush == nil {
+		b.publish()
+		return
+	}
+	w.flying = b
+	go func() { w.landed <- w.cfg.Flush() }()
+}
+
+// land answers the batch that was on its way. Where it may not have arrived,
+// neither it nor what was built upon it is known to anybody, and nothing more is
+// written: the file may have it.
+func (w *writer) land(err error) {
+	b := w.flying
+	w.flying = nil
+	if err == nil {
+		b.publish()
+		return
+	}
+	w.broken = fmt.Errorf("bring a write to the disk: %w", err)
+	b.fail(w.broken)
+	if w.open != nil {
+		w.open.fail(w.broken)
+		w.open = nil
+	}
+}
+
+// end answers all that has been taken.
+func (w *writer) end() {
+	if w.flying != nil {
+		w.land(<-w.landed)
+	}
+	if w.open != nil {
+		w.open.fail(ErrClosed)
 	}
 }
 
 // batch is what one transaction does.
 type batch struct {
 	*writer
+	tx      driver.Tx       // nil until there is something to write
 	rev     int64           // of its last change
 	now     map[string]item // keys as they are within the batch; without a revision if gone
-	events  []*event
+	changes []*change
 	answers []result
-	upTo    int64 // what is compacted, if that changes
-	index   int64 // what is indexed, likewise
+	bytes   int
+	events  []*event
+	upTo    int64     // what is compacted, if that changes
+	index   int64     // what is indexed, likewise
+	began   time.Time // when it was committed, if there was anything to commit
 }
 
-// write commits changes and answers them.
-func (w *writer) write(changes []*change) {
+func (w *writer) newBatch() *batch {
 	b := &batch{writer: w, rev: w.rev, now: map[string]item{}, upTo: w.compacted, index: w.indexed}
-	for _, c := range changes {
-		b.answers = append(b.answers, b.decide(c))
+	if f := w.flying; f != nil {
+		b.rev, b.upTo, b.index = f.rev, f.upTo, f.index
 	}
-	if err := b.commit(); err != nil {
-		for _, c := range changes {
-			c.answer <- result{rev: w.rev, err: err}
-		}
-		return
+	return b
+}
+
+// before is what the batches before have compacted and indexed.
+func (b *batch) before() (compacted, indexed int64) {
+	if f := b.flying; f != nil {
+		return f.upTo, f.index
 	}
-	b.publish()
-	for i, c := range changes {
-		r := b.answers[i]
-		if r.rev == 0 {
-			r.rev = b.rev
-		}
-		c.answer <- r
-	}
+	return b.compacted, b.indexed
 }
 
 // find returns a key as it is before the next change of the batch.
@@ -87,8 +188,40 @@ func (b *batch) find(key string) (item, bool) {
 	if it, ok := b.now[key]; ok {
 		return it, it.rev > 0
 	}
+	if f := b.flying; f != nil {
+		if it, ok := f.now[key]; ok {
+			return it, it.rev > 0
+		}
+	}
 	// Nobody else writes to it, so that it can be read without a lock.
 	return b.keys.Get(item{key: key})
+}
+
+// add decides a change and writes it. The batch is lost with an error.
+func (b *batch) add(c *change) error {
+	b.changes, b.bytes = append(b.changes, c), b.bytes+c.size()
+	if b.broken != nil {
+		return b.broken
+	}
+	events := len(b.events)
+	b.answers = append(b.answers, b.decide(c))
+	if b.tx == nil && (len(b.events) > events || c.kind == compact) {
+		tx, err := b.conn.BeginTx(context.WithoutCancel(b.ctx), driver.TxOptions{})
+		if err != nil {
+			return fmt.Errorf("begin to write: %w", err)
+		}
+		b.tx = tx
+	}
+	for _, ev := range b.events[events:] {
+		args := [...]driver.NamedValue{
+			{Ordinal: 1, Value: ev.rev}, {Ordinal: 2, Value: ev.key}, {Ordinal: 3, Value: ev.prev}, {Ordinal: 4, Value: ev.created},
+			{Ordinal: 5, Value: ev.version}, {Ordinal: 6, Value: ev.lease}, {Ordinal: 7, Value: ev.deleted}, {Ordinal: 8, Value: ev.value},
+		}
+		if _, err := b.insert.ExecContext(context.WithoutCancel(b.ctx), args[:]); err != nil {
+			return fmt.Errorf("write: %w", err)
+		}
+	}
+	return nil
 }
 
 // decide answers a change, should the batch be committed.
@@ -129,45 +262,63 @@ func (b *batch) decide(c *change) result {
 }
 
 func (b *batch) commit() error {
-	if len(b.events) == 0 && b.upTo == b.compacted {
+	if b.tx == nil {
 		return nil
 	}
+	began := time.Now()
+	compacted, indexed := b.before()
 	if b.rev-b.index > b.cfg.IndexLag {
-		b.index = min(b.index+indexedAtOnce, b.rev)
+		b.index = min(b.index+max(indexedAtOnce, 2*int64(len(b.events))), b.rev)
 	}
 	b.index = max(b.index, b.upTo)
-
-	ctx := context.WithoutCancel(b.ctx)
-	tx, err := b.conn.BeginTx(ctx, nil)
-	if err != nil {
-		return fmt.Errorf("begin to write: %w", err)
-	}
-	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	for _, ev := range b.events {
-		if _, err := b.insert.ExecContext(ctx, ev.rev, ev.key, ev.prev, ev.created, ev.version, ev.lease, ev.deleted, ev.value); err != nil {
-			return fmt.Errorf("write: %w", err)
-		}
-	}
-	if b.index != b.indexed {
-		if err := indexes(ctx, tx, b.indexed, b.index); err != nil {
+	if b.index != indexed {
+		if err := b.indexes(indexed, b.index); err != nil {
 			return err
 		}
 	}
-	if b.upTo != b.compacted {
-		if err := forget(ctx, tx, b.compacted, b.upTo); err != nil {
+	if b.upTo != compacted {
+		if err := b.forget(compacted, b.upTo); err != nil {
 			return err
 		}
 	}
-	began := time.Now()
-	if err := tx.Commit(); err != nil {
+	b.began = time.Now()
+	tx := b.tx
+	b.tx = nil
+	if err := tx.Commit(); err != nil { // and is rolled back
 		return fmt.Errorf("write: %w", err)
 	}
-	b.cfg.Metrics.committed(len(b.events), time.Since(began))
+	if b.upTo-compacted >= b.pace.next() {
+		b.pace.took(time.Since(began))
+	}
 	return nil
 }
 
-// publish makes known what has been committed.
+// fail answers what was not written, or may not have been.
+func (b *batch) fail(err error) {
+	if b.tx != nil {
+		_ = b.tx.Rollback()
+	}
+	for _, c := range b.changes {
+		c.answer <- result{rev: b.Engine.rev, err: err}
+	}
+}
+
+// publish makes known what is on the disk, and answers.
 func (b *batch) publish() {
+	if !b.began.IsZero() {
+		b.cfg.Metrics.committed(len(b.events), time.Since(b.began))
+		b.reveal()
+	}
+	for i, c := range b.changes {
+		r := b.answers[i]
+		if r.rev == 0 {
+			r.rev = b.rev
+		}
+		c.answer <- r
+	}
+}
+
+func (b *batch) reveal() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for key, it := range b.now {

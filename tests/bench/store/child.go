@@ -173,6 +173,11 @@ func (s spec) load(ctx context.Context, c *clientv3.Client, figures map[string]f
 func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit time.Duration, changes int) ([]time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	// The API server knows an object's revision when it updates it, too.
+	known, err := c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return nil, fmt.Errorf("read the revisions: %w", err)
+	}
 	var mu sync.Mutex
 	var all []time.Duration
 	var g errgroup.Group
@@ -185,25 +190,14 @@ func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit
 				defer mu.Unlock()
 				all = append(all, took...)
 			}()
-			revs := map[string]int64{}
 			for i := n; ; i += clients {
 				if changes > 0 && len(took) >= changes/clients || changes == 0 && time.Now().After(until) || ctx.Err() != nil {
 					return nil
 				}
-				key := keyOf(i % s.Objects)
-				if _, known := revs[key]; !known {
-					r, err := c.Get(ctx, key)
-					if ctx.Err() != nil {
-						return nil
-					}
-					if err != nil || len(r.Kvs) == 0 {
-						return fmt.Errorf("read %s: %v, %w", key, r, err)
-					}
-					revs[key] = r.Kvs[0].ModRevision
-				}
+				key, at := keyOf(i%s.Objects), &known.Kvs[i%s.Objects].ModRevision
 				v := value(i)
 				began := time.Now()
-				r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", revs[key])).
+				r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", *at)).
 					Then(clientv3.OpPut(key, string(v))).Else(clientv3.OpGet(key)).Commit()
 				if ctx.Err() != nil {
 					return nil
@@ -212,14 +206,14 @@ func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit
 					return fmt.Errorf("update %s: %v, %w", key, r, err)
 				}
 				took = append(took, time.Since(began))
-				revs[key] = r.Header.Revision
+				*at = r.Header.Revision
 				if i%s.Objects+clients >= s.Objects {
 					i = n - clients // from the first again
 				}
 			}
 		})
 	}
-	err := g.Wait()
+	err = g.Wait()
 	return all, err
 }
 
