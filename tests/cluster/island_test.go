@@ -116,5 +116,10 @@ func TestNodesLiveWithoutANetwork(t *testing.T) {
 		return err == nil && slices.Contains(n.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: other}), err
 	})
 	holds(agent, agent.Host.Addr().String(), false)
+	// The kubelet has a certificate for the other address once its Node has that.
+	server.WaitFor(t, "a kubelet that is believed at its other address", func(context.Context) (bool, error) {
+		_, err := server.KubectlErr("logs", "-n", ns, "there")
+		return err == nil, err
+	})
 	reach(t, server, ns)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -30,10 +31,11 @@ func (k *Kubelet) bootstrapServing(deps *upstream.Dependencies, kc *kubeletconfi
 	}
 	var made *upstream.Kubelet
 	addresses := func() []corev1.NodeAddress {
-		if n, err := made.GetNode(context.Background()); err == nil {
-			return n.Status.Addresses
+		n, err := made.GetNode(context.Background())
+		if err != nil {
+			return k.addresses()
 		}
-		return k.addresses()
+		return k.current(n.Status.Addresses)
 	}
 	manager, err := certificate.NewKubeletServerCertificateManager(deps.KubeClient, kc, types.NodeName(k.cfg.NodeName), addresses, k.cfg.CertDir)
 	if err != nil {
@@ -58,6 +60,17 @@ func (k *Kubelet) bootstrapServing(deps *upstream.Dependencies, kc *kubeletconfi
 		manager.Start()
 	})
 	return manager.Stop, nil
+}
+
+// current is what the Node has, which may be more than the kubelet says, unless that
+// is of another address, which the machine had before.
+func (k *Kubelet) current(has []corev1.NodeAddress) []corev1.NodeAddress {
+	for _, ip := range k.cfg.NodeIPs {
+		if !slices.Contains(has, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: ip.String()}) {
+			return k.addresses()
+		}
+	}
+	return has
 }
 
 // addresses are what the kubelet is going to say of itself in its Node.
