@@ -62,9 +62,8 @@ func (c *check) watches() {
 			}
 			c.events[e.Rev] = e
 		}
-		if last > s.from {
-			c.known = append(c.known, span{s.from, last})
-		}
+		// One that was told nothing may be the last, from which on all is known.
+		c.known = append(c.known, span{s.from, last})
 	}
 	c.revs = slices.Sorted(maps.Keys(c.events))
 	for _, s := range c.segments {

@@ -87,19 +87,46 @@ func TestADeletionThatIsAskedForAgainMayBeRefused(t *testing.T) {
 }
 
 func TestWhatNoWatchCoveredIsNotMissed(t *testing.T) {
+	for name, more := range map[string]bool{"then something happens": true, "then nothing happens": false} {
+		t.Run(name, func(t *testing.T) {
+			h := New()
+			h.Watching("a", 10)
+			h.Acknowledge(h.Begin(Create, "x", "1"), 11)
+			h.Saw("a", Event{Rev: 11, Key: "x", Value: "1"})
+			// The watch could not go on: these two were compacted away.
+			h.Acknowledge(h.Begin(Update, "x", "2"), 12)
+			h.Acknowledge(h.Begin(Delete, "x", "2"), 0)
+			h.Acknowledge(h.Begin(Create, "y", "3"), 14)
+			h.Watching("a", 14)
+			final := []Event{{Rev: 14, Key: "y", Value: "3"}}
+			if more {
+				h.Acknowledge(h.Begin(Create, "z", "4"), 15)
+				h.Saw("a", Event{Rev: 15, Key: "z", Value: "4"})
+				final = append(final, Event{Rev: 15, Key: "z", Value: "4"})
+			}
+			h.Final(final, final[len(final)-1].Rev)
+			if problems := h.Check(); len(problems) > 0 {
+				t.Errorf("problems: %q", problems)
+			}
+		})
+	}
+}
+
+// A list can bring a watch to the revision that is waited for, with no event.
+func TestWhoWaitsIsToldOfAWatchThatBeginsAnew(t *testing.T) {
 	h := New()
-	h.Watching("a", 10)
-	h.Acknowledge(h.Begin(Create, "x", "1"), 11)
-	h.Saw("a", Event{Rev: 11, Key: "x", Value: "1"})
-	// The watch could not go on: these two were compacted away.
-	h.Acknowledge(h.Begin(Update, "x", "2"), 12)
-	h.Acknowledge(h.Begin(Delete, "x", "2"), 0)
-	h.Acknowledge(h.Begin(Create, "y", "3"), 14)
-	h.Watching("a", 14)
-	h.Acknowledge(h.Begin(Create, "z", "4"), 15)
-	h.Saw("a", Event{Rev: 15, Key: "z", Value: "4"})
-	h.Final([]Event{{Rev: 14, Key: "y", Value: "3"}, {Rev: 15, Key: "z", Value: "4"}}, 15)
-	if problems := h.Check(); len(problems) > 0 {
-		t.Errorf("problems: %q", problems)
+	h.Watching("a", 1)
+	behind, more := h.Behind(5)
+	if len(behind) != 1 {
+		t.Fatalf("behind are %v", behind)
+	}
+	h.Watching("a", 5)
+	select {
+	case <-more:
+	default:
+		t.Error("nothing new is told")
+	}
+	if behind, _ := h.Behind(5); len(behind) != 0 {
+		t.Errorf("behind are %v", behind)
 	}
 }

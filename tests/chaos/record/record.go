@@ -62,7 +62,7 @@ type History struct {
 	ops      []*Op
 	segments []*segment
 	open     map[string]*segment
-	told     chan struct{} // closed and replaced at each event
+	told     chan struct{} // closed and replaced at each event, and when a watch begins
 	final    []Event
 	finalRev int64
 }
@@ -105,6 +105,13 @@ func (h *History) Watching(watch string, from int64) {
 	s := &segment{watch: watch, from: from}
 	h.open[watch] = s
 	h.segments = append(h.segments, s)
+	h.tell()
+}
+
+// tell is called with the lock held.
+func (h *History) tell() {
+	close(h.told)
+	h.told = make(chan struct{})
 }
 
 // Saw records an event of a watch.
@@ -113,8 +120,7 @@ func (h *History) Saw(watch string, e Event) {
 	defer h.mu.Unlock()
 	s := h.open[watch]
 	s.events = append(s.events, e)
-	close(h.told)
-	h.told = make(chan struct{})
+	h.tell()
 }
 
 // Seen is the revision from which a watch has to go on, and false if it has
