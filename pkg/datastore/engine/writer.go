@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"fmt"
+	"runtime"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
@@ -83,7 +84,9 @@ func (w *writer) run() {
 		case <-filled:
 			w.take()
 		case err := <-w.landed:
+			answered := w.flying
 			w.land(err)
+			w.gather(answered)
 		}
 		if w.open != nil && w.flying == nil {
 			w.commit()
@@ -91,15 +94,38 @@ func (w *writer) run() {
 	}
 }
 
+// gather lets those who have just been answered go on, as long as that brings more
+// to share the next wait for the disk, and no longer than the last one took.
+func (w *writer) gather(answered *batch) {
+	if answered.size() == 1 {
+		return
+	}
+	began := time.Now()
+	for more := true; more && time.Since(began) < began.Sub(answered.began); {
+		had := w.open.size()
+		runtime.Gosched()
+		w.take()
+		more = w.open.size() > had
+	}
+}
+
+// size is how many changes there are; a batch that is not there has none.
+func (b *batch) size() int {
+	if b == nil {
+		return 0
+	}
+	return len(b.changes)
+}
+
 // take puts what waits into the open batch.
 func (w *writer) take() {
-	if w.open == nil {
-		w.open = w.newBatch()
+	room := batchBytes
+	if w.open != nil {
+		room -= w.open.bytes
 	}
-	room := batchBytes - w.open.bytes
 	for _, c := range w.queue.take(room) {
 		if w.open == nil {
-			w.open = w.newBatch() // one that could not be written was in the last one
+			w.open = w.newBatch()
 		}
 		if err := w.open.add(c); err != nil {
 			w.open.fail(err)
