@@ -11,6 +11,7 @@ import (
 
 	"github.com/k3s-io/kine/pkg/server"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
 
@@ -179,7 +180,7 @@ func (w *watcher) follow(ctx context.Context, d *directWatch) error {
 			return err
 		}
 		if len(events) > 0 {
-			last := events[len(events)-1].KV.ModRevision
+			last := events[len(events)-1].Kv.ModRevision
 			if !d.send(ctx, clientv3.WatchResponse{Header: header(last), Events: clientEvents(events)}) {
 				return nil
 			}
@@ -260,9 +261,9 @@ func header(revision int64) etcdserverpb.ResponseHeader {
 	return etcdserverpb.ResponseHeader{Revision: revision}
 }
 
-func clientEvents(events []*server.Event) []*clientv3.Event {
+func clientEvents(events []*mvccpb.Event) []*clientv3.Event {
 	out := make([]*clientv3.Event, len(events))
-	for i, e := range toEvents(events) {
+	for i, e := range events {
 		out[i] = (*clientv3.Event)(e)
 	}
 	return out

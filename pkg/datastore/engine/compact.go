@@ -79,10 +79,10 @@ func (e *Engine) compactNowAndThen() {
 	}
 }
 
-// indexedAtOnce is how many revisions a commit brings the index on, once it is too
-// far behind, or twice its own if these are more. A key that changes often is
-// written to it once for all its changes in between.
-const indexedAtOnce = 100
+// indexedAtOnce is how many revisions a commit brings the index on beyond as many as
+// it has itself, once it is too far behind. Each may be on a page of its own: with a
+// hundred, one write in a hundred waited milliseconds for them.
+const indexedAtOnce = 16
 
 // indexes brings cur, in a transaction, from one revision to a later one. It has
 // to come before what is forgotten up to there, which may be a deletion.

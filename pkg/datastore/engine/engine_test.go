@@ -466,7 +466,7 @@ func TestQuietWatchesReadNothingFromTheFile(t *testing.T) {
 		}
 		write("/busy/", 100)
 		last = write("/quiet/", 1)
-		if events, more, err := w.Next(noReading); len(events) != 1 || more || err != nil || events[0].KV.ModRevision != last || w.UpTo() != last {
+		if events, more, err := w.Next(noReading); len(events) != 1 || more || err != nil || events[0].Kv.ModRevision != last || w.UpTo() != last {
 			t.Fatalf("when something happened: %v, %v, %v, up to %d of %d", events, more, err, w.UpTo(), last)
 		}
 	}

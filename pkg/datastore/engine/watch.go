@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/k3s-io/kine/pkg/server"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
 // event is a committed change.
@@ -21,6 +22,9 @@ type event struct {
 
 	once sync.Once
 	was  *server.KeyValue
+
+	telling sync.Once
+	told    *mvccpb.Event // to all who watch
 }
 
 func (ev *event) keyValue() *server.KeyValue {
@@ -67,6 +71,31 @@ func (ev *event) toServer(ctx context.Context) (*server.Event, error) {
 		return nil, err
 	}
 	return &server.Event{Delete: ev.deleted, Create: !ev.deleted && ev.version == 1, KV: ev.keyValue(), PrevKV: was}, nil
+}
+
+// toClients is the event as etcd's clients get it, one for all of them.
+func (ev *event) toClients(ctx context.Context) (*mvccpb.Event, error) {
+	was, err := ev.before(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ev.telling.Do(func() {
+		ev.told = &mvccpb.Event{Kv: toClients(ev.keyValue())}
+		if ev.deleted {
+			ev.told.Type = mvccpb.DELETE
+		}
+		if was != nil {
+			ev.told.PrevKv = toClients(was)
+		}
+	})
+	return ev.told, nil
+}
+
+func toClients(kv *server.KeyValue) *mvccpb.KeyValue {
+	return &mvccpb.KeyValue{
+		Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease,
+		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision,
+	}
 }
 
 // ring has the latest events, without a gap.
@@ -178,14 +207,19 @@ func (w *Subscription) UpTo() int64 {
 // Next returns the next events, if there are any, and tells whether there may be
 // more already. Nothing is left out, and nobody is waited for: who is slow reads
 // old events from the file, and gets server.ErrCompacted when these are gone.
-func (w *Subscription) Next(ctx context.Context) (events []*server.Event, more bool, err error) {
+// Others have the same events: they must not be changed.
+func (w *Subscription) Next(ctx context.Context) (events []*mvccpb.Event, more bool, err error) {
+	return next(ctx, w, (*event).toClients)
+}
+
+func next[E any](ctx context.Context, w *Subscription, as func(*event, context.Context) (E, error)) (events []E, more bool, err error) {
 	found, more, err := w.collect(ctx)
 	if err != nil || len(found) == 0 {
 		return nil, more, err
 	}
-	events = make([]*server.Event, len(found))
+	events = make([]E, len(found))
 	for i, ev := range found {
-		if events[i], err = ev.toServer(ctx); err != nil {
+		if events[i], err = as(ev, ctx); err != nil {
 			return nil, false, err
 		}
 	}
@@ -291,7 +325,7 @@ func (w *Subscription) send(ctx context.Context, to chan<- []*server.Event) erro
 		}
 		var events []*server.Event
 		var err error
-		if events, more, err = w.Next(ctx); err != nil {
+		if events, more, err = next(ctx, w, (*event).toServer); err != nil {
 			return err
 		}
 		if len(events) == 0 {

@@ -294,7 +294,7 @@ func (b *batch) commit() error {
 	began := time.Now()
 	compacted, indexed := b.before()
 	if b.rev-b.index > b.cfg.IndexLag {
-		b.index = min(b.index+max(indexedAtOnce, 2*int64(len(b.events))), b.rev)
+		b.index = min(b.index+indexedAtOnce+int64(len(b.events)), b.rev)
 	}
 	b.index = max(b.index, b.upTo)
 	if b.index != indexed {
