@@ -115,11 +115,11 @@ lint: deps bundle
 
 test: build images csi image
 	go test -race $(RACE)
-	$(STEADY) --packages "$$(go list ./... | grep -v $(NODES:%=-e '/%$$'))" -- -timeout 40m
-	$(STEADY) --packages '$(NODES:%=./%)' -- -timeout 40m
+	$(STEADY) --packages "$$(go list ./... | grep -v $(NODE_TESTS:%=-e '/%$$'))" -- -timeout 40m
+	$(STEADY) --packages '$(NODE_TESTS:%=./%)' -- -timeout 40m
 
 # These run nodes, and of nodes there is one test at a time on the machine.
-NODES := tests/e2e tests/lifecycle tests/cluster tests/chaos tests/throwaway tests/container tests/embedding
+NODE_TESTS := tests/e2e tests/lifecycle tests/cluster tests/chaos tests/throwaway tests/container tests/embedding
 
 # Real control planes and nodes with hundreds of pods on two busy cores: what
 # fails is tried once more by itself, and shown; it has to pass then.
