@@ -79,10 +79,21 @@ func (e *Engine) compactNowAndThen() {
 	}
 }
 
-// indexedAtOnce is how many revisions a commit brings the index on beyond as many as
-// it has itself, once it is too far behind. Each may be on a page of its own: with a
-// hundred, one write in a hundred waited milliseconds for them.
-const indexedAtOnce = 16
+// The index is brought on when nothing has been written for a moment, or by what is
+// written if that never happens. Each revision may be on a page of its own, so that
+// a hundred of them take milliseconds. A key that changes often is written to it once
+// for all its changes in between.
+const (
+	// calm is how long nothing is to happen before it is brought on, and between two
+	// steps.
+	calm = 20 * time.Millisecond
+	// indexedAtRest is how many revisions a step brings it on.
+	indexedAtRest = 200
+	// restless is how many times its lag it may be behind before commits bring it on,
+	// by as many as they have themselves and indexedByOthers more.
+	restless        = 10
+	indexedByOthers = 16
+)
 
 // indexes brings cur, in a transaction, from one revision to a later one. It has
 // to come before what is forgotten up to there, which may be a deletion.

@@ -30,7 +30,8 @@ type Config struct {
 	// CompactRetain is how many revisions are always kept. Default 1000.
 	CompactRetain int64
 	// IndexLag is how many revisions the file's index of keys may be behind, which
-	// the next start reads. Default 10,000.
+	// the next start reads, when the store has rest; ten times as many when it has
+	// none. Default 10,000.
 	IndexLag int64
 	// RingBytes is how many bytes of recent events are kept in memory, for
 	// watches and for reads of what has just been written. Default 4 MiB.

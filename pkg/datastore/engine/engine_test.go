@@ -119,7 +119,7 @@ func TestAnyHistoryReadsAsItWasWritten(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 1))
 			path := filepath.Join(t.TempDir(), "state.db")
 			// A ring that is too short for most of what is asked for.
-			cfg := Config{RingBytes: 4000, CompactEvery: time.Hour, IndexLag: 60}
+			cfg := Config{RingBytes: 4000, CompactEvery: time.Hour, IndexLag: 6}
 			e, stop := start(t, path, cfg)
 			first, _ := e.CurrentRevision(t.Context())
 			m := model{{}}
@@ -469,5 +469,43 @@ func TestQuietWatchesReadNothingFromTheFile(t *testing.T) {
 		if events, more, err := w.Next(noReading); len(events) != 1 || more || err != nil || events[0].Kv.ModRevision != last || w.UpTo() != last {
 			t.Fatalf("when something happened: %v, %v, %v, up to %d of %d", events, more, err, w.UpTo(), last)
 		}
+	}
+}
+
+// The next start reads what the index does not have.
+func TestTheIndexFollowsWhenTheStoreHasRest(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.db")
+	seed := func() ([]Entry, error) {
+		return []Entry{{Key: "/a", Value: []byte("1")}, {Key: "/b", Value: []byte("2")}}, nil
+	}
+	e, stop := start(t, path, Config{IndexLag: 10, Seed: seed})
+	db := openDB(t, path)
+	indexed := func() (rev int64) {
+		t.Helper()
+		if err := db.QueryRow("SELECT v FROM meta WHERE k = 'indexed'").Scan(&rev); err != nil {
+			t.Fatal(err)
+		}
+		return rev
+	}
+	if rev := indexed(); rev != 2 {
+		t.Errorf("a new store is indexed up to revision %d, want that of its seed", rev)
+	}
+	var last int64
+	for i := range 50 {
+		last = e.created(t)(e.Create(t.Context(), fmt.Sprint("/c/", i), nil, 0))
+	}
+	for limit := time.Now().Add(time.Minute); indexed() < last-10; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("indexed up to %d of %d", indexed(), last)
+		}
+	}
+	_, want, err := e.List(t.Context(), "/", "0", 0, 0, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	e, _ = start(t, path, Config{})
+	if rev, got, err := e.List(t.Context(), "/", "0", 0, 0, false); err != nil || rev != last || listed(got) != listed(want) {
+		t.Errorf("opened anew, at %d of %d: %v, %s\nbefore: %s", rev, last, err, listed(got), listed(want))
 	}
 }

@@ -44,13 +44,20 @@ func prepare(ctx context.Context, db *sql.DB, seed func() ([]Entry, error)) erro
 		return err
 	}
 	return Fill(ctx, db, "log", `INSERT INTO log(rev, name, prev, created, version, lease, deleted, value)
-		SELECT next, ?1, 0, next, 1, 0, 0, ?2 FROM (SELECT COALESCE(MAX(rev), 0) + 1 AS next FROM log)`, seed)
+		SELECT next, ?1, 0, next, 1, 0, 0, ?2 FROM (SELECT COALESCE(MAX(rev), 0) + 1 AS next FROM log)`, seed, indexKeys, indexRevision)
 }
 
+// These fill an empty index from a log in which each key has one row.
+const (
+	indexKeys = `INSERT INTO cur(name, rev, created, version, lease, deleted)
+		SELECT name, rev, created, version, lease, 0 FROM log WHERE deleted = 0 ORDER BY name`
+	indexRevision = `INSERT INTO meta(k, v) SELECT 'indexed', COALESCE(MAX(rev), 0) FROM log`
+)
+
 // Fill writes the seed into a table that has never been used, in one transaction
-// and so with one wait for the disk. insert makes an entry of a key and a value.
-// Without a seed it does nothing.
-func Fill(ctx context.Context, db *sql.DB, table, insert string, seed func() ([]Entry, error)) error {
+// and so with one wait for the disk. insert makes an entry of a key and a value;
+// other statements follow. Without a seed it does nothing.
+func Fill(ctx context.Context, db *sql.DB, table, insert string, seed func() ([]Entry, error), then ...string) error {
 	if seed == nil {
 		return nil
 	}
@@ -78,6 +85,11 @@ func Fill(ctx context.Context, db *sql.DB, table, insert string, seed func() ([]
 	for _, e := range entries {
 		if _, err := stmt.ExecContext(ctx, e.Key, e.Value); err != nil {
 			return fmt.Errorf("write %s: %w", e.Key, err)
+		}
+	}
+	for _, statement := range then {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("write the first entries: %w", err)
 		}
 	}
 	if err := tx.Commit(); err != nil {
@@ -117,6 +129,8 @@ func takeOver(ctx context.Context, db *sql.DB) error {
 		`INSERT OR IGNORE INTO log(rev, name, prev, created, version, lease, deleted, value)
 			SELECT id, name, 0, 0, 0, 0, 1, NULL FROM kine WHERE id = (SELECT MAX(id) FROM kine)`,
 		`INSERT INTO meta(k, v) SELECT 'compacted', COALESCE(MAX(id), 0) FROM kine`,
+		indexKeys,
+		indexRevision,
 		`DROP TABLE kine`,
 	} {
 		if _, err := tx.ExecContext(ctx, step); err != nil {

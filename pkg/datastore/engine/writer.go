@@ -26,6 +26,8 @@ type writer struct {
 	flying *batch     // is committed, and waits for the disk
 	landed chan error // tells of that one; has room for one
 	broken error      // why nothing more is written
+
+	indexFails bool // the index is not tried again before something has been written
 }
 
 // writeConn is a connection to SQLite past database/sql, which has a goroutine for
@@ -72,7 +74,13 @@ func (w *writer) exec(query string, args ...int64) error {
 }
 
 func (w *writer) run() {
+	rest := time.NewTimer(calm)
+	defer rest.Stop()
 	for {
+		rest.Stop()
+		if w.open == nil && w.flying == nil && !w.indexFails && w.rev-w.indexed > w.cfg.IndexLag {
+			rest.Reset(calm)
+		}
 		filled := w.queue.filled
 		if w.open != nil && w.open.bytes >= batchBytes {
 			filled = nil // the rest waits in the queue, which is bounded
@@ -87,6 +95,9 @@ func (w *writer) run() {
 			answered := w.flying
 			w.land(err)
 			w.gather(answered)
+		case <-rest.C:
+			w.open = w.newBatch()
+			w.indexFails = w.open.begin() != nil
 		}
 		if w.open != nil && w.flying == nil {
 			w.commit()
@@ -139,11 +150,13 @@ func (w *writer) commit() {
 	b := w.open
 	w.open = nil
 	if err := b.commit(); err != nil {
+		w.indexFails = true
 		b.fail(err)
 		return
 	}
-	if b.began.IsZero() || w.cfg.Flush == nil {
-		b.publish()
+	w.indexFails = w.indexFails && len(b.changes) == 0
+	if len(b.changes) == 0 || b.began.IsZero() || w.cfg.Flush == nil {
+		b.publish() // nobody waits for the disk
 		return
 	}
 	w.flying = b
@@ -231,12 +244,10 @@ func (b *batch) add(c *change) error {
 	}
 	events := len(b.events)
 	b.answers = append(b.answers, b.decide(c))
-	if b.tx == nil && (len(b.events) > events || c.kind == compact) {
-		tx, err := b.conn.BeginTx(context.WithoutCancel(b.ctx), driver.TxOptions{})
-		if err != nil {
-			return fmt.Errorf("begin to write: %w", err)
+	if len(b.events) > events || c.kind == compact {
+		if err := b.begin(); err != nil {
+			return err
 		}
-		b.tx = tx
 	}
 	for _, ev := range b.events[events:] {
 		args := [...]driver.NamedValue{
@@ -247,6 +258,19 @@ func (b *batch) add(c *change) error {
 			return fmt.Errorf("write: %w", err)
 		}
 	}
+	return nil
+}
+
+// begin opens the transaction, if it is not open.
+func (b *batch) begin() error {
+	if b.tx != nil {
+		return nil
+	}
+	tx, err := b.conn.BeginTx(context.WithoutCancel(b.ctx), driver.TxOptions{})
+	if err != nil {
+		return fmt.Errorf("begin to write: %w", err)
+	}
+	b.tx = tx
 	return nil
 }
 
@@ -293,8 +317,11 @@ func (b *batch) commit() error {
 	}
 	began := time.Now()
 	compacted, indexed := b.before()
-	if b.rev-b.index > b.cfg.IndexLag {
-		b.index = min(b.index+indexedAtOnce+int64(len(b.events)), b.rev)
+	switch {
+	case len(b.changes) == 0:
+		b.index = min(b.index+indexedAtRest, b.rev)
+	case b.rev-b.index > restless*b.cfg.IndexLag:
+		b.index = min(b.index+indexedByOthers+int64(len(b.events)), b.rev)
 	}
 	b.index = max(b.index, b.upTo)
 	if b.index != indexed {
