@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -41,14 +42,19 @@ func (b *bench) agent(ctx context.Context, k *knarr, n *node) (err error) {
 	if err != nil {
 		return fmt.Errorf("read the server's token: %w", err)
 	}
-	a := &agent{knarr: k, url: fmt.Sprintf("https://%s:6443", n.host.Addr()), token: strings.TrimSpace(string(token))}
+	own, err := k.copied(b.work)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.Remove(own.file)) }()
+	a := &agent{knarr: own, url: fmt.Sprintf("https://%s:6443", n.host.Addr()), token: strings.TrimSpace(string(token))}
 	edge := &node{subject: a, log: n.log}
 	// The folder that the lab takes for the host's disk.
 	if edge.disk, err = loopDisk(ctx, filepath.Join(n.lab.Dir(), edgeName)); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, edge.disk.close()) }()
-	if edge.host, err = n.lab.AddHost(ctx, lab.HostConfig{Name: edgeName, Binds: k.binds()}); err != nil {
+	if edge.host, err = n.lab.AddHost(ctx, lab.HostConfig{Name: edgeName, Binds: own.binds()}); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, edge.host.Close()) }()
@@ -84,6 +90,26 @@ func (b *bench) agent(ctx context.Context, k *knarr, n *node) (err error) {
 	}
 	s.add("agent.knarr", mebibytes(mem.byProgram["knarr"]))
 	return edge.stop()
+}
+
+// copied is the same program in a file of its own, as another machine has it. Two
+// nodes that run one file share its pages: each would count half of them, and the
+// kernel gives those back by two mebibytes or not at all.
+func (k *knarr) copied(dir string) (*knarr, error) {
+	from, err := os.Open(k.file)
+	if err != nil {
+		return nil, fmt.Errorf("copy the agent's executable: %w", err)
+	}
+	defer from.Close()
+	to, err := os.OpenFile(filepath.Join(dir, "knarr-"+edgeName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
+	if err != nil {
+		return nil, fmt.Errorf("copy the agent's executable: %w", err)
+	}
+	_, err = io.Copy(to, from)
+	if err := errors.Join(err, to.Close()); err != nil {
+		return nil, fmt.Errorf("copy the agent's executable: %w", err)
+	}
+	return &knarr{file: to.Name()}, nil
 }
 
 // timeJoin starts an agent that knows nobody, with a pod that waits for its node.
