@@ -21,7 +21,7 @@ func (s *Store) Client() *kubernetes.Client {
 	c := clientv3.NewCtxClient(s.ctx)
 	c.KV = clientv3.NewKVFromKVClient(kvClient{s.api, s.guard}, c)
 	if s.api.engine != nil {
-		c.Watcher = newWatcher(s.ctx, s.api.engine, s.api, s.guard)
+		c.Watcher = newWatcher(s.ctx, s.api)
 	} else {
 		c.Watcher = clientv3.NewWatchFromWatchClient(watchClient{s.api, s.ctx}, c)
 	}

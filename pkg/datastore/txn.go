@@ -8,6 +8,8 @@ import (
 	"github.com/k3s-io/kine/pkg/server"
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/knarr-dev/knarr/pkg/datastore/engine"
 )
 
 // Txn refuses what kine's API would take for a shape that it knows and answer
@@ -53,7 +55,7 @@ func answerTxn(rev int64, kv *server.KeyValue, done bool) *etcdserverpb.TxnRespo
 	}
 	get := &etcdserverpb.RangeResponse{Header: h}
 	if kv != nil {
-		get.Kvs, get.Count = []*mvccpb.KeyValue{toKeyValue(kv)}, 1
+		get.Kvs, get.Count = []*mvccpb.KeyValue{engine.EtcdKeyValue(kv)}, 1
 	}
 	r.Responses = []*etcdserverpb.ResponseOp{{Response: &etcdserverpb.ResponseOp_ResponseRange{ResponseRange: get}}}
 	return r

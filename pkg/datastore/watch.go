@@ -400,26 +400,9 @@ func (s *stream) tell(rev, id int64) {
 }
 
 func toEvents(events []*server.Event) []*mvccpb.Event {
-	out := make([]*mvccpb.Event, 0, len(events))
-	for _, e := range events {
-		ev := &mvccpb.Event{Kv: toKeyValue(e.KV)}
-		if e.Delete {
-			ev.Type = mvccpb.DELETE
-		}
-		if !e.Create {
-			ev.PrevKv = toKeyValue(e.PrevKV)
-		}
-		out = append(out, ev)
+	out := make([]*mvccpb.Event, len(events))
+	for i, e := range events {
+		out[i] = engine.EtcdEvent(e)
 	}
 	return out
-}
-
-func toKeyValue(kv *server.KeyValue) *mvccpb.KeyValue {
-	if kv == nil {
-		return nil
-	}
-	return &mvccpb.KeyValue{
-		Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease,
-		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision,
-	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"reflect"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/k3s-io/kine/pkg/server"
@@ -22,11 +21,9 @@ import (
 // engine to who reads its channel, where etcd's client and a server of streams
 // would have seven, six of which hand every event on.
 type watcher struct {
-	engine *engine.Engine
-	api    *bridge
-	guard  *guard
-	ctx    context.Context // done when the store or the client closes
-	end    context.CancelFunc
+	api *bridge
+	ctx context.Context // done when the store or the client closes
+	end context.CancelFunc
 
 	mu      sync.Mutex
 	running sync.WaitGroup
@@ -67,7 +64,7 @@ func (r *reminded) run(ctx context.Context) {
 		}
 		r.mu.Lock()
 		for d := range r.watches {
-			d.ask(1)
+			d.ask()
 		}
 		r.mu.Unlock()
 	}
@@ -75,8 +72,8 @@ func (r *reminded) run(ctx context.Context) {
 
 var _ clientv3.Watcher = (*watcher)(nil)
 
-func newWatcher(ctx context.Context, e *engine.Engine, api *bridge, g *guard) *watcher {
-	w := &watcher{engine: e, api: api, guard: g, watches: map[*directWatch]struct{}{}}
+func newWatcher(ctx context.Context, api *bridge) *watcher {
+	w := &watcher{api: api, watches: map[*directWatch]struct{}{}}
 	w.ctx, w.end = context.WithCancel(ctx)
 	return w
 }
@@ -85,8 +82,7 @@ func newWatcher(ctx context.Context, e *engine.Engine, api *bridge, g *guard) *w
 type directWatch struct {
 	*engine.Subscription
 	stream string        // those of one stream are told progress together
-	wanted atomic.Int64  // revision from which on progress is to be told, 0 if it is not asked for
-	asked  chan struct{} // full if that has changed
+	asked  chan struct{} // full if progress is to be told
 	out    chan clientv3.WatchResponse
 }
 
@@ -108,11 +104,7 @@ func option(op clientv3.Op, name string) bool { return reflect.ValueOf(op).Field
 func (w *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	op := clientv3.OpGet(key, opts...)
 	d := &directWatch{stream: streamOf(ctx), asked: make(chan struct{}, 1), out: make(chan clientv3.WatchResponse, 1)}
-	sub, revision, err := w.engine.Subscribe(string(op.KeyBytes()), string(op.RangeBytes()), max(op.Rev(), 0))
-	if err == nil && op.Rev() < 0 {
-		sub.Close()
-		err = server.ErrCompacted
-	}
+	sub, revision, err := w.api.engine.Subscribe(string(op.KeyBytes()), string(op.RangeBytes()), op.Rev())
 	if err != nil {
 		d.out <- w.compacted(revision)
 		close(d.out)
@@ -150,10 +142,10 @@ func (w *watcher) begin(ctx context.Context, d *directWatch, remind bool) bool {
 		defer context.AfterFunc(w.ctx, cancel)()
 		err := w.follow(ctx, d)
 		if errors.Is(err, server.ErrCompacted) {
-			now, _ := w.engine.CurrentRevision(ctx)
+			now, _ := w.api.engine.CurrentRevision(ctx)
 			_ = d.send(ctx, w.compacted(now))
 		} else if err != nil {
-			_ = w.guard.note(err) // the next request is told
+			_ = w.api.guard.note(err) // the next request is told
 		}
 	})
 	if !began {
@@ -174,7 +166,7 @@ func (w *watcher) forget(d *directWatch) {
 
 // follow returns when ctx is done, or with the error that ends the watch.
 func (w *watcher) follow(ctx context.Context, d *directWatch) error {
-	for {
+	for due := false; ; {
 		events, more, err := d.Next(ctx)
 		if err != nil || ctx.Err() != nil {
 			return err
@@ -188,24 +180,22 @@ func (w *watcher) follow(ctx context.Context, d *directWatch) error {
 		if more {
 			continue
 		}
-		now := d.UpTo()
-		if wanted := d.wanted.Load(); wanted > 0 && wanted <= now && d.wanted.CompareAndSwap(wanted, 0) &&
-			!d.send(ctx, clientv3.WatchResponse{Header: header(now)}) {
+		if due && !d.send(ctx, clientv3.WatchResponse{Header: header(d.UpTo())}) {
 			return nil
 		}
+		due = false
 		select {
 		case <-d.Woken():
 		case <-d.asked:
+			due = true
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
 
-// ask has the watch tell progress once it has sent all up to a revision.
-func (d *directWatch) ask(revision int64) {
-	for was := d.wanted.Load(); was < revision && !d.wanted.CompareAndSwap(was, revision); was = d.wanted.Load() {
-	}
+// ask has the watch tell progress, once it has sent all that there is by now.
+func (d *directWatch) ask() {
 	select {
 	case d.asked <- struct{}{}:
 	default: // one answer serves all who have asked
@@ -228,17 +218,12 @@ func (w *watcher) RequestProgress(ctx context.Context) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	// The store's revision may be 0 only before its first key.
-	now, err := w.engine.CurrentRevision(ctx)
-	if err != nil {
-		return err
-	}
 	stream := streamOf(ctx)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for d := range w.watches {
 		if d.stream == stream {
-			d.ask(max(now, 1))
+			d.ask()
 		}
 	}
 	return nil
@@ -254,7 +239,7 @@ func (w *watcher) Close() error {
 }
 
 func (w *watcher) compacted(revision int64) clientv3.WatchResponse {
-	return clientv3.WatchResponse{Header: header(revision), CompactRevision: max(w.engine.Compacted(), 1), Canceled: true}
+	return clientv3.WatchResponse{Header: header(revision), CompactRevision: max(w.api.engine.Compacted(), 1), Canceled: true}
 }
 
 func header(revision int64) etcdserverpb.ResponseHeader {

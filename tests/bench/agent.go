@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/knarr-dev/knarr/pkg/durable"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
 	"github.com/knarr-dev/knarr/tests/harness/kube"
 )
@@ -101,15 +101,11 @@ func (k *knarr) copied(dir string) (*knarr, error) {
 		return nil, fmt.Errorf("copy the agent's executable: %w", err)
 	}
 	defer from.Close()
-	to, err := os.OpenFile(filepath.Join(dir, "knarr-"+edgeName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o755)
-	if err != nil {
+	to := filepath.Join(dir, "knarr-"+edgeName)
+	if err := durable.Replace(to, 0o755, from); err != nil {
 		return nil, fmt.Errorf("copy the agent's executable: %w", err)
 	}
-	_, err = io.Copy(to, from)
-	if err := errors.Join(err, to.Close()); err != nil {
-		return nil, fmt.Errorf("copy the agent's executable: %w", err)
-	}
-	return &knarr{file: to.Name()}, nil
+	return &knarr{file: to}, nil
 }
 
 // timeJoin starts an agent that knows nobody, with a pod that waits for its node.

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync/atomic"
@@ -19,7 +20,7 @@ const (
 // pace is how many revisions are to be forgotten at once.
 type pace struct{ n atomic.Int64 }
 
-func (p *pace) next() int64 { return max(p.n.Load(), leastAtOnce) }
+func (p *pace) next() int64 { return cmp.Or(p.n.Load(), firstAtOnce) }
 
 // took learns from a transaction that forgot as many as were to be.
 func (p *pace) took(d time.Duration) {

@@ -3,8 +3,8 @@
 //
 // One goroutine writes. It takes all changes that have been asked for while the
 // disk was at work and commits them as one transaction, so that many clients share
-// one wait for the disk. The file has a row for each revision, found by its number alone; which
-// revision a key has is kept in memory, as are the latest events.
+// one wait for the disk. The file has a row for each revision, found by its number
+// alone; which revision a key has is kept in memory, as are the latest events.
 package engine
 
 import (
@@ -135,7 +135,6 @@ func New(ctx context.Context, db *sql.DB, cfg Config) (*Engine, error) {
 	}
 	e.ring.limit = e.cfg.RingBytes
 	e.lease.due = make(chan struct{}, 1)
-	e.pace.n.Store(firstAtOnce)
 	e.cfg.Metrics.watch(e)
 	if err := prepare(ctx, db, cfg.Seed); err != nil {
 		return nil, err

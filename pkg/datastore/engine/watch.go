@@ -75,23 +75,31 @@ func (ev *event) toServer(ctx context.Context) (*server.Event, error) {
 
 // toClients is the event as etcd's clients get it, one for all of them.
 func (ev *event) toClients(ctx context.Context) (*mvccpb.Event, error) {
-	was, err := ev.before(ctx)
+	e, err := ev.toServer(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ev.telling.Do(func() {
-		ev.told = &mvccpb.Event{Kv: toClients(ev.keyValue())}
-		if ev.deleted {
-			ev.told.Type = mvccpb.DELETE
-		}
-		if was != nil {
-			ev.told.PrevKv = toClients(was)
-		}
-	})
+	ev.telling.Do(func() { ev.told = EtcdEvent(e) })
 	return ev.told, nil
 }
 
-func toClients(kv *server.KeyValue) *mvccpb.KeyValue {
+// EtcdEvent is an event in etcd's form; it shares the values.
+func EtcdEvent(e *server.Event) *mvccpb.Event {
+	ev := &mvccpb.Event{Kv: EtcdKeyValue(e.KV)}
+	if e.Delete {
+		ev.Type = mvccpb.DELETE
+	}
+	if !e.Create {
+		ev.PrevKv = EtcdKeyValue(e.PrevKV)
+	}
+	return ev
+}
+
+// EtcdKeyValue is a key in etcd's form, nil for nil; it shares the value.
+func EtcdKeyValue(kv *server.KeyValue) *mvccpb.KeyValue {
+	if kv == nil {
+		return nil
+	}
 	return &mvccpb.KeyValue{
 		Key: []byte(kv.Key), Value: kv.Value, Version: kv.Version, Lease: kv.Lease,
 		CreateRevision: kv.CreateRevision, ModRevision: kv.ModRevision,

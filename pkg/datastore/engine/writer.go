@@ -214,14 +214,6 @@ func (w *writer) newBatch() *batch {
 	return b
 }
 
-// before is what the batches before have compacted and indexed.
-func (b *batch) before() (compacted, indexed int64) {
-	if f := b.flying; f != nil {
-		return f.upTo, f.index
-	}
-	return b.compacted, b.indexed
-}
-
 // find returns a key as it is before the next change of the batch.
 func (b *batch) find(key string) (item, bool) {
 	if it, ok := b.now[key]; ok {
@@ -311,12 +303,12 @@ func (b *batch) decide(c *change) result {
 	return r
 }
 
+// commit is called when no other batch is on its way.
 func (b *batch) commit() error {
 	if b.tx == nil {
 		return nil
 	}
 	began := time.Now()
-	compacted, indexed := b.before()
 	switch {
 	case len(b.changes) == 0:
 		b.index = min(b.index+indexedAtRest, b.rev)
@@ -324,13 +316,13 @@ func (b *batch) commit() error {
 		b.index = min(b.index+indexedByOthers+int64(len(b.events)), b.rev)
 	}
 	b.index = max(b.index, b.upTo)
-	if b.index != indexed {
-		if err := b.indexes(indexed, b.index); err != nil {
+	if b.index != b.indexed {
+		if err := b.indexes(b.indexed, b.index); err != nil {
 			return err
 		}
 	}
-	if b.upTo != compacted {
-		if err := b.forget(compacted, b.upTo); err != nil {
+	if b.upTo != b.compacted {
+		if err := b.forget(b.compacted, b.upTo); err != nil {
 			return err
 		}
 	}
@@ -340,7 +332,7 @@ func (b *batch) commit() error {
 	if err := tx.Commit(); err != nil { // and is rolled back
 		return fmt.Errorf("write: %w", err)
 	}
-	if b.upTo-compacted >= b.pace.next() {
+	if b.upTo-b.compacted >= b.pace.next() {
 		b.pace.took(time.Since(began))
 	}
 	return nil
