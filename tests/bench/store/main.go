@@ -123,6 +123,7 @@ func (s spec) inChild(ctx context.Context) (map[string]float64, error) {
 	if err != nil {
 		return nil, err
 	}
+	unix.Sync() // what the last one left to be written is not this one's to wait for
 	cmd := exec.CommandContext(ctx, exe, "--child", string(text))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
