@@ -3,6 +3,7 @@ package engine
 import (
 	"cmp"
 	"context"
+	"database/sql/driver"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -82,8 +83,8 @@ func (e *Engine) compactNowAndThen() {
 
 // The index is brought on when nothing has been written for a moment, or by what is
 // written if that never happens. Each revision may be on a page of its own, so that
-// a hundred of them take milliseconds. A key that changes often is written to it once
-// for all its changes in between.
+// a hundred of them take milliseconds. Of a key that changes often only the last
+// change is written to it.
 const (
 	// calm is how long nothing is to happen before it is brought on, and between two
 	// steps.
@@ -96,20 +97,43 @@ const (
 	indexedByOthers = 16
 )
 
+// revised is a revision of a key.
+type revised struct {
+	key string
+	rev int64
+}
+
+// These write the index.
+const (
+	indexKey = `INSERT INTO cur(name, rev, created, version, lease, deleted) VALUES(?, ?, ?, ?, ?, 0)
+		ON CONFLICT(name) DO UPDATE SET rev = excluded.rev, created = excluded.created, version = excluded.version, lease = excluded.lease`
+	unindexKey = "DELETE FROM cur WHERE name = ?"
+)
+
 // indexes brings cur, in a transaction, from one revision to a later one. It has
-// to come before what is forgotten up to there, which may be a deletion.
+// to come before what is forgotten up to there, which may be a deletion. A key that
+// has changed again is left for that change: a start reads it in the log.
 func (w *writer) indexes(from, to int64) error {
-	for _, step := range []string{
-		`INSERT INTO cur(name, rev, created, version, lease, deleted)
-			SELECT name, rev, created, version, lease, deleted FROM log WHERE rev > ?1 AND rev <= ?2 ORDER BY rev
-			ON CONFLICT(name) DO UPDATE SET rev = excluded.rev, created = excluded.created, version = excluded.version,
-			lease = excluded.lease, deleted = excluded.deleted`,
-		"DELETE FROM cur WHERE deleted = 1 AND name IN (SELECT name FROM log WHERE rev > ?1 AND rev <= ?2 AND deleted = 1)",
-		"INSERT INTO meta(k, v) VALUES('indexed', ?2) ON CONFLICT(k) DO UPDATE SET v = excluded.v WHERE ?1 < ?2",
-	} {
-		if err := w.exec(step, from, to); err != nil {
-			return fmt.Errorf("write the index up to revision %d: %w", to, err)
+	for _, r := range w.unindexed {
+		if r.rev > to {
+			break
 		}
+		stmt, args := w.unindex, []driver.NamedValue{{Ordinal: 1, Value: r.key}}
+		if it, ok := w.keys.Get(item{key: r.key}); ok {
+			if it.rev != r.rev {
+				continue
+			}
+			stmt, args = w.index, append(args, named(it.rev, it.created, it.version, it.lease)...)
+			for i := range args {
+				args[i].Ordinal = i + 1
+			}
+		}
+		if _, err := stmt.ExecContext(context.WithoutCancel(w.ctx), args); err != nil {
+			return fmt.Errorf("write %s to the index: %w", r.key, err)
+		}
+	}
+	if err := w.exec("INSERT INTO meta(k, v) VALUES('indexed', ?2) ON CONFLICT(k) DO UPDATE SET v = excluded.v WHERE ?1 < ?2", from, to); err != nil {
+		return fmt.Errorf("write the index up to revision %d: %w", to, err)
 	}
 	return nil
 }

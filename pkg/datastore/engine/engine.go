@@ -113,9 +113,10 @@ type Engine struct {
 	// mu guards what is known in memory. It is written to after a commit only.
 	mu        sync.RWMutex
 	keys      *btree.BTreeG[item]
-	rev       int64 // of the last committed change
-	compacted int64 // revisions below may be gone
-	indexed   int64 // the file's index has the keys as of then; the writer's own
+	rev       int64     // of the last committed change
+	compacted int64     // revisions below may be gone
+	indexed   int64     // the file's index has the keys as of then, unless they changed later; the writer's own
+	unindexed []revised // all changes after that; likewise
 	ring      ring
 	watchers  map[*Subscription]struct{}
 

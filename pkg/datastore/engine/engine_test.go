@@ -491,9 +491,25 @@ func TestTheIndexFollowsWhenTheStoreHasRest(t *testing.T) {
 		t.Errorf("a new store is indexed up to revision %d, want that of its seed", rev)
 	}
 	var last int64
+	hot := int64(1)
 	for i := range 50 {
 		last = e.created(t)(e.Create(t.Context(), fmt.Sprint("/c/", i), nil, 0))
+		switch _, kv, ok, err := e.Update(t.Context(), "/a", []byte(fmt.Sprint(i)), hot, 0); {
+		case err != nil || !ok:
+			t.Fatalf("update: %v, %v", ok, err)
+		default:
+			hot = kv.ModRevision
+		}
+		if i%10 == 0 {
+			for _, gone := range []string{"/b", "/c/" + fmt.Sprint(i)} {
+				if _, _, _, err := e.Delete(t.Context(), gone, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			e.created(t)(e.Create(t.Context(), "/b", nil, 0))
+		}
 	}
+	last = hot
 	for limit := time.Now().Add(time.Minute); indexed() < last-10; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(limit) {
 			t.Fatalf("indexed up to %d of %d", indexed(), last)

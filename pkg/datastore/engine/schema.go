@@ -12,7 +12,8 @@ import (
 // key before this change, 0 if it did not exist.
 //
 // cur has the keys as they were at one revision, so that a start need not read all
-// of the log: it goes on from there. No read of a running store looks at it.
+// of the log: it goes on from there. A key that has changed after that may have an
+// older row in cur, or none. No read of a running store looks at it.
 //
 // meta has the revision below which rows may be missing, as "compacted", and that
 // of cur, as "indexed".
@@ -178,6 +179,9 @@ func (e *Engine) loadKeys(ctx context.Context, query string) error {
 		var deleted bool
 		if err := rows.Scan(&it.rev, &it.key, &it.created, &it.version, &it.lease, &deleted); err != nil {
 			return err
+		}
+		if it.rev > e.indexed {
+			e.unindexed = append(e.unindexed, revised{it.key, it.rev})
 		}
 		if deleted {
 			e.keys.Delete(it)

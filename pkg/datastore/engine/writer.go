@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"runtime"
 	"time"
@@ -19,8 +20,8 @@ const batchBytes = 4 << 20
 // transaction of the next one, which is committed when the disk is free.
 type writer struct {
 	*Engine
-	conn   writeConn
-	insert driver.StmtExecContext
+	conn                   writeConn
+	insert, index, unindex driver.StmtExecContext
 
 	open   *batch     // takes changes
 	flying *batch     // is committed, and waits for the disk
@@ -38,6 +39,8 @@ type writeConn interface {
 	driver.ExecerContext
 }
 
+const insertRow = "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)"
+
 // newWriter returns what writes until the engine ends.
 func newWriter(e *Engine) (run func(), err error) {
 	conn, err := e.db.Conn(e.ctx)
@@ -47,11 +50,14 @@ func newWriter(e *Engine) (run func(), err error) {
 	w := &writer{Engine: e, landed: make(chan error, 1)}
 	err = conn.Raw(func(c any) error {
 		w.conn = c.(writeConn)
-		s, err := w.conn.PrepareContext(context.WithoutCancel(e.ctx), "INSERT INTO log(rev, name, prev, created, version, lease, deleted, value) VALUES(?, ?, ?, ?, ?, ?, ?, ?)")
-		if err == nil {
-			w.insert = s.(driver.StmtExecContext)
+		for stmt, query := range map[*driver.StmtExecContext]string{&w.insert: insertRow, &w.index: indexKey, &w.unindex: unindexKey} {
+			s, err := w.conn.PrepareContext(context.WithoutCancel(e.ctx), query)
+			if err != nil {
+				return err // what was prepared goes with the connection
+			}
+			*stmt = s.(driver.StmtExecContext)
 		}
-		return err
+		return nil
 	})
 	if err != nil {
 		conn.Close()
@@ -62,7 +68,7 @@ func newWriter(e *Engine) (run func(), err error) {
 		defer e.queue.close()
 		_ = conn.Raw(func(any) error {
 			w.run()
-			return w.insert.(driver.Stmt).Close()
+			return errors.Join(w.insert.(driver.Stmt).Close(), w.index.(driver.Stmt).Close(), w.unindex.(driver.Stmt).Close())
 		})
 	}, nil
 }
@@ -311,9 +317,9 @@ func (b *batch) commit() error {
 	began := time.Now()
 	switch {
 	case len(b.changes) == 0:
-		b.index = min(b.index+indexedAtRest, b.rev)
+		b.index = min(b.index+indexedAtRest, b.Engine.rev)
 	case b.rev-b.index > restless*b.cfg.IndexLag:
-		b.index = min(b.index+indexedByOthers+int64(len(b.events)), b.rev)
+		b.index = min(b.index+indexedByOthers+int64(len(b.events)), b.Engine.rev)
 	}
 	b.index = max(b.index, b.upTo)
 	if b.index != b.indexed {
@@ -374,7 +380,13 @@ func (b *batch) reveal() {
 		}
 	}
 	b.Engine.rev, b.compacted, b.indexed = b.rev, b.upTo, b.index
+	known := 0
+	for known < len(b.unindexed) && b.unindexed[known].rev <= b.index {
+		known++
+	}
+	b.unindexed = b.unindexed[known:]
 	for _, ev := range b.events {
+		b.unindexed = append(b.unindexed, revised{ev.key, ev.rev})
 		b.ring.add(ev)
 		if ev.lease > 0 {
 			b.lease.add(ev.item)
