@@ -490,10 +490,9 @@ func TestTheIndexFollowsWhenTheStoreHasRest(t *testing.T) {
 	if rev := indexed(); rev != 2 {
 		t.Errorf("a new store is indexed up to revision %d, want that of its seed", rev)
 	}
-	var last int64
 	hot := int64(1)
 	for i := range 50 {
-		last = e.created(t)(e.Create(t.Context(), fmt.Sprint("/c/", i), nil, 0))
+		e.created(t)(e.Create(t.Context(), fmt.Sprint("/c/", i), nil, 0))
 		switch _, kv, ok, err := e.Update(t.Context(), "/a", []byte(fmt.Sprint(i)), hot, 0); {
 		case err != nil || !ok:
 			t.Fatalf("update: %v, %v", ok, err)
@@ -509,7 +508,7 @@ func TestTheIndexFollowsWhenTheStoreHasRest(t *testing.T) {
 			e.created(t)(e.Create(t.Context(), "/b", nil, 0))
 		}
 	}
-	last = hot
+	last := hot
 	for limit := time.Now().Add(time.Minute); indexed() < last-10; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(limit) {
 			t.Fatalf("indexed up to %d of %d", indexed(), last)

@@ -173,13 +173,26 @@ func (s spec) load(ctx context.Context, c *clientv3.Client, figures map[string]f
 // update has clients change objects of their own, one after another, as the API
 // server does, for a time or until there were so many changes.
 func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit time.Duration, changes int) ([]time.Duration, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// The API server knows an object's revision when it updates it, too.
+	known, err := s.read(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return s.updateKnown(ctx, c, known, clients, limit, changes)
+}
+
+// read tells the objects' revisions, which the API server knows when it updates one,
+// too.
+func (s spec) read(ctx context.Context, c *clientv3.Client) (*clientv3.GetResponse, error) {
 	known, err := c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return nil, fmt.Errorf("read the revisions: %w", err)
 	}
+	return known, nil
+}
+
+func (s spec) updateKnown(ctx context.Context, c *clientv3.Client, known *clientv3.GetResponse, clients int, limit time.Duration, changes int) ([]time.Duration, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var mu sync.Mutex
 	var all []time.Duration
 	var g errgroup.Group
@@ -199,11 +212,10 @@ func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit
 				key, at := keyOf(i%s.Objects), &known.Kvs[i%s.Objects].ModRevision
 				v := value(i)
 				began := time.Now()
-				r, err := c.Txn(ctx).If(clientv3.Compare(clientv3.ModRevision(key), "=", *at)).
+				// What is asked for is waited for: written later it would meet those who
+				// come next with a revision that they do not know.
+				r, err := c.Txn(context.WithoutCancel(ctx)).If(clientv3.Compare(clientv3.ModRevision(key), "=", *at)).
 					Then(clientv3.OpPut(key, string(v))).Else(clientv3.OpGet(key)).Commit()
-				if ctx.Err() != nil {
-					return nil
-				}
 				if err != nil || !r.Succeeded {
 					return fmt.Errorf("update %s: %v, %w", key, r, err)
 				}
@@ -215,7 +227,7 @@ func (s spec) update(ctx context.Context, c *clientv3.Client, clients int, limit
 			}
 		})
 	}
-	err = g.Wait()
+	err := g.Wait()
 	return all, err
 }
 
@@ -226,16 +238,20 @@ func (s spec) backup(ctx context.Context, c *clientv3.Client, figures map[string
 	}
 	to := filepath.Join(s.Dir, "copy.db")
 	for _, clients := range []int{1, 16} {
+		known, err := s.read(ctx, c)
+		if err != nil {
+			return err
+		}
 		writing, stop := context.WithCancel(ctx)
 		took := make(chan []time.Duration, 1)
 		failed := make(chan error, 1)
 		go func() {
-			all, err := s.update(writing, c, clients, time.Hour, 0)
+			all, err := s.updateKnown(writing, c, known, clients, time.Hour, 0)
 			took <- all
 			failed <- err
 		}()
 		began := time.Now()
-		err := datastore.Copy(ctx, filepath.Join(s.Dir, "state.db"), to)
+		err = datastore.Copy(ctx, filepath.Join(s.Dir, "state.db"), to)
 		copied := time.Since(began)
 		stop()
 		all := <-took
