@@ -149,6 +149,11 @@ soak: build images
 away: build images
 	@$(RECORD) 'away: a node without its server for ten minutes' go test -count=1 -timeout 30m -v -run 'TestServerIsAway$$' ./tests/cluster -away 10m
 
+# A server with 512 MiB of memory, an agent with 256, for ten minutes.
+.PHONY: small
+small: build images
+	@$(RECORD) 'small: a server with 512 MiB and an agent with 256' go test -count=1 -timeout 30m -v -run 'TestSmallMachines$$' ./tests/cluster -small 10m
+
 # What importers compile against, compared with the last release or with BASE.
 .PHONY: apidiff
 apidiff:
@@ -193,7 +198,7 @@ suites: build
 	@$(RECORD) 'suites: envtest of others$(if $(SUITES),: $(SUITES))' scripts/suites.sh $(SUITES)
 
 # All that takes hours.
-long: chaos cuts soak away many suites test-cross test-s3 certificates rules fuzz
+long: chaos cuts soak away small many suites test-cross test-s3 certificates rules fuzz
 
 clean:
 	rm -rf build dist

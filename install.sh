@@ -105,7 +105,10 @@ get() {
 # program NAME FILE: an executable of the release, unpacked and verified.
 program() {
 	packed=''
-	if [ -n "$(listed "$1.zst")" ] && has zstd; then
+	# Another xz, as busybox's, may lack the filter that makes it the smallest.
+	if [ -n "$(listed "$1.xz")" ] && xz --version 2>/dev/null | grep -q 'XZ Utils'; then
+		packed=xz
+	elif [ -n "$(listed "$1.zst")" ] && has zstd; then
 		packed=zst
 	elif [ -n "$(listed "$1.gz")" ] && has gzip; then
 		packed=gz
@@ -116,6 +119,7 @@ program() {
 	fi
 	get "$1.$packed" "$cache/packed.$packed"
 	case $packed in
+	xz) xz -d -c "$cache/packed.xz" >"$2" ;;
 	zst) zstd -q -d -f -o "$2" "$cache/packed.zst" ;;
 	gz) gzip -d -c "$cache/packed.gz" >"$2" ;;
 	esac

@@ -7,7 +7,7 @@ set -eu
 
 # Building: the first line. Running a node, and testing one: the others.
 packages="
-	gcc libc6-dev libseccomp-dev pkg-config zstd make git ca-certificates shellcheck
+	gcc libc6-dev libseccomp-dev pkg-config zstd xz-utils make git ca-certificates shellcheck
 	iproute2 nftables util-linux bsdutils mount e2fsprogs crun
 "
 case ${1-} in

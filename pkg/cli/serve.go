@@ -419,10 +419,14 @@ func (s *server) announce(ctx context.Context, c instance) {
 	}
 	notify("ready")
 	heap.settle()
-	select {
-	case <-time.After(settleAfter):
-		heap.shrink(s.log)
-	case <-ctx.Done():
+	// Once more when what the cluster did after its start is over, too.
+	for range 2 {
+		select {
+		case <-time.After(settleAfter):
+			heap.shrink(s.log)
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 

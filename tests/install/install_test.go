@@ -433,7 +433,7 @@ func TestReleaseIsMadeTwiceTheSameAndInstalls(t *testing.T) {
 	made := func() map[string]string {
 		t.Helper()
 		cmd := exec.Command("../../scripts/release.sh")
-		cmd.Env = append(os.Environ(), "DIST="+dist, "SBOM="+tool, "RELEASE_KEY="+key, "RELEASE_LEVEL=1", "RELEASE_VERSION=v1.2.3", "RELEASE_DATE=2026-11-28T00:00:00Z")
+		cmd.Env = append(os.Environ(), "DIST="+dist, "SBOM="+tool, "RELEASE_KEY="+key, "RELEASE_LEVEL=1", "RELEASE_XZ=1", "RELEASE_VERSION=v1.2.3", "RELEASE_DATE=2026-11-28T00:00:00Z")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
@@ -459,7 +459,7 @@ func TestReleaseIsMadeTwiceTheSameAndInstalls(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"knarr-amd64.zst", "knarr-amd64.gz", "knarr-crictl-amd64.zst", "knarr-arm64.zst", "knarr-image-amd64.tar", "knarr.spdx.json", "install.sh",
+		"knarr-amd64.xz", "knarr-amd64.zst", "knarr-amd64.gz", "knarr-crictl-amd64.zst", "knarr-arm64.zst", "knarr-image-amd64.tar", "knarr.spdx.json", "install.sh",
 		"release.pub", "sha256sums.txt", "sha256sums.txt.sig",
 	} {
 		if first[name] == "" {
@@ -478,6 +478,16 @@ func TestReleaseIsMadeTwiceTheSameAndInstalls(t *testing.T) {
 	}
 	if err := (release.Source{From: dir, Key: public, Arch: "amd64"}).Fetch(t.Context(), t.TempDir()); err != nil {
 		t.Error(err)
+	}
+	// Where there is XZ Utils, the smallest file is all that is fetched.
+	for _, other := range []string{"knarr-amd64.zst", "knarr-amd64.gz"} {
+		if err := os.Remove(filepath.Join(dir, other)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := machines(t)["dash"]
+	if out, err := m.run(filepath.Join(dir, "install.sh"), []string{"INSTALL_KNARR_ARTIFACTS=" + dir}); err != nil || !strings.HasPrefix(m.called(), "install\n") {
+		t.Errorf("with xz alone: %v, called with %q\n%s", err, m.called(), out)
 	}
 }
 
