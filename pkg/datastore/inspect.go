@@ -253,8 +253,8 @@ func (i *Inspector) checkEngine(ctx context.Context) ([]string, error) {
 	}
 	var faults []string
 	found := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
-	living, then := map[string]int64{}, map[string]int64{} // now, and as of the index
-	later := map[string]bool{}                             // changed since, so that the index may have what it wants
+	living := map[string]int64{}
+	later := map[string]bool{} // changed since the index, so that it may have what it wants
 	last := i.compacted
 	err := i.each(ctx, "SELECT rev, name, prev, deleted FROM log ORDER BY rev", func(r *sql.Rows) error {
 		var rev, prev int64
@@ -276,9 +276,6 @@ func (i *Inspector) checkEngine(ctx context.Context) ([]string, error) {
 		if deleted {
 			delete(living, name)
 		}
-		if then[name] = rev; deleted || rev > indexed {
-			delete(then, name)
-		}
 		if rev > indexed {
 			later[name] = true
 		}
@@ -293,14 +290,16 @@ func (i *Inspector) checkEngine(ctx context.Context) ([]string, error) {
 		if err := r.Scan(&name, &rev); err != nil {
 			return err
 		}
-		if then[name] != rev && !later[name] {
-			found("the index has %s at revision %d, and the log at %d", name, rev, then[name])
+		if living[name] != rev && !later[name] {
+			found("the index has %s at revision %d, and the log at %d", name, rev, living[name])
 		}
-		delete(then, name)
+		delete(living, name)
 		return nil
 	})
-	for name, rev := range then {
-		found("the index lacks %s, which the log has at revision %d", name, rev)
+	for name, rev := range living {
+		if !later[name] {
+			found("the index lacks %s, which the log has at revision %d", name, rev)
+		}
 	}
 	return faults, err
 }

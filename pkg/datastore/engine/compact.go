@@ -123,10 +123,8 @@ func (w *writer) indexes(from, to int64) error {
 			if it.rev != r.rev {
 				continue
 			}
-			stmt, args = w.index, append(args, named(it.rev, it.created, it.version, it.lease)...)
-			for i := range args {
-				args[i].Ordinal = i + 1
-			}
+			stmt, args = w.index, append(args, driver.NamedValue{Ordinal: 2, Value: it.rev}, driver.NamedValue{Ordinal: 3, Value: it.created},
+				driver.NamedValue{Ordinal: 4, Value: it.version}, driver.NamedValue{Ordinal: 5, Value: it.lease})
 		}
 		if _, err := stmt.ExecContext(context.WithoutCancel(w.ctx), args); err != nil {
 			return fmt.Errorf("write %s to the index: %w", r.key, err)

@@ -191,8 +191,6 @@ func (s spec) read(ctx context.Context, c *clientv3.Client) (*clientv3.GetRespon
 }
 
 func (s spec) updateKnown(ctx context.Context, c *clientv3.Client, known *clientv3.GetResponse, clients int, limit time.Duration, changes int) ([]time.Duration, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	var mu sync.Mutex
 	var all []time.Duration
 	var g errgroup.Group
