@@ -52,8 +52,10 @@ func (f *clusterFlags) bind(cmd *cobra.Command) {
 	list(cmd, "volume", "path:nodepath[:ro]", "file or folder to show in every node; may be repeated", &f.volumes)
 	registry := cmd.Flags().VarPF(&valueFlag{"port", f.setRegistry}, "registry", "", "registry at localhost that all throwaway clusters pull from, which keeps its images (default port 5000)")
 	registry.NoOptDefVal = strconv.Itoa(throwaway.DefaultRegistryPort)
+	text(cmd, "net", "how", "how pods reach the world: none, or nat by connections that this machine makes for them (default none)", &f.cfg.Net)
 	text(cmd, "config", "file", "configuration file of the server, as of \"knarr server\"", &f.config)
 	text(cmd, "wait", "what", "nodes, or all for every pod too (default nodes)", &f.wait)
+	_ = cmd.RegisterFlagCompletionFunc("net", cobra.FixedCompletions([]string{throwaway.NetNone, throwaway.NetNAT}, cobra.ShellCompDirectiveNoFileComp))
 	_ = cmd.RegisterFlagCompletionFunc("wait", cobra.FixedCompletions([]string{"nodes", "all"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -68,7 +70,7 @@ func (f *clusterFlags) setRegistry(port string) error {
 
 // complete reads what was typed. All mistakes are told at once.
 func (f *clusterFlags) complete(cmd *cobra.Command) error {
-	errs := []error{throwaway.CheckName(f.cfg.Name)}
+	errs := []error{throwaway.CheckName(f.cfg.Name), throwaway.CheckNet(f.cfg.Net)}
 	note := func(err error) { errs = append(errs, err) }
 	for _, text := range f.ports {
 		p, err := throwaway.ParsePort(text)
@@ -124,7 +126,7 @@ func newRun() *cobra.Command {
 			"link, cgroup or file, also when the command or Knarr itself is killed. What the\n" +
 			"command has left running ends too. Signals go to the command.\n\n" +
 			"Images are pulled by way of this machine's network; pods have no way out of the\n" +
-			"cluster. A command that does not exist gives exit code 127.",
+			"cluster, unless by --net=nat. A command that does not exist gives exit code 127.",
 		Example: "  # tests against a new cluster\n" +
 			"  sudo knarr run -- make e2e\n\n" +
 			"  # three nodes and an image of your own\n" +

@@ -126,13 +126,14 @@ func Serve(l net.Listener, connect func(context.Context, net.Conn) (net.Conn, er
 			defer to.Close()
 			stopTo := context.AfterFunc(ctx, func() { to.Close() })
 			defer stopTo()
-			pass(conn, to)
+			Pass(conn, to)
 		})
 	}
 }
 
-// pass copies both ways until both are at their ends, or one fails.
-func pass(a, b net.Conn) {
+// Pass copies both ways until both are at their ends, or one fails. Both are still
+// to be closed then.
+func Pass(a, b net.Conn) {
 	var both sync.WaitGroup
 	for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
 		both.Go(func() {

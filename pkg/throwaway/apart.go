@@ -17,8 +17,8 @@ const serverLog = "server.log"
 
 // checkApart refuses what a control plane without nodes cannot have.
 func (c *Config) checkApart() error {
-	if c.Nodes > 1 || len(c.Ports)+len(c.Volumes)+len(c.Images) > 0 || c.AllPods || c.RegistryPort != 0 {
-		return errors.New("a control plane alone has no nodes: leave --nodes, --port, --volume, --image-archive, --load, --registry and --wait all away, or leave --control-plane-only away")
+	if c.Nodes > 1 || len(c.Ports)+len(c.Volumes)+len(c.Images) > 0 || c.AllPods || c.RegistryPort != 0 || c.Net == NetNAT {
+		return errors.New("a control plane alone has no nodes: leave --nodes, --port, --volume, --image-archive, --load, --registry, --net and --wait all away, or leave --control-plane-only away")
 	}
 	return nil
 }

@@ -33,6 +33,9 @@ type Config struct {
 	// RegistryPort is the port of this machine's loopback at which the registry is
 	// that all clusters share. Default: the cluster has no part in it.
 	RegistryPort uint16 `json:"registryPort,omitempty"`
+	// Net is how pods reach the world: NetNone, or NetNAT by connections that this
+	// machine makes for them. Default: NetNone.
+	Net string `json:"net,omitempty"`
 	// Volumes are files and folders of this machine to show in every node.
 	Volumes []lab.Bind `json:"volumes,omitempty"`
 	// ServerConfig is the content of the server's configuration file. Default: what
@@ -61,6 +64,9 @@ func CheckName(name string) error {
 
 func (c *Config) check() error {
 	if err := CheckName(c.Name); err != nil {
+		return err
+	}
+	if err := CheckNet(c.Net); err != nil {
 		return err
 	}
 	if c.ControlPlaneOnly {

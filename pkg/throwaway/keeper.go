@@ -21,6 +21,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/dial"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+	"github.com/knarr-dev/knarr/pkg/throwaway/nat"
 	"github.com/knarr-dev/knarr/pkg/token"
 )
 
@@ -71,6 +72,7 @@ type keeper struct {
 	nodes     []*keptNode
 	listeners []net.Listener // of the API server and of ports
 	pulls     []net.Listener
+	outlet    *nat.Gateway // or nil
 
 	registry    sync.WaitGroup
 	endRegistry context.CancelFunc // or nil
@@ -188,6 +190,9 @@ func (k *keeper) start(ctx context.Context) (err error) {
 	k.lab, err = lab.New(ctx, lab.Config{Name: k.Record.Context(), Dir: k.Folder.dir(k.Config.Name), Subnet: k.Record.Subnet()})
 	if err != nil {
 		return explain(err)
+	}
+	if err := k.openOutlet(); err != nil {
+		return err
 	}
 	// The server works while the other hosts are made.
 	for i := range k.Config.Nodes {
@@ -324,6 +329,9 @@ func (k *keeper) end() error {
 	var err error
 	if k.lab != nil {
 		err = k.lab.Close()
+	}
+	if k.outlet != nil {
+		err = errors.Join(err, k.outlet.Close())
 	}
 	if k.apart != nil {
 		// It would write to files that are being removed.

@@ -39,7 +39,7 @@ const exitNotMember = 3
 func (k *keeper) add(ctx context.Context, name string) error {
 	exe := k.Config.Exe
 	binds := append([]lab.Bind{{Source: filepath.Dir(exe), Target: exeFolder, ReadOnly: true}}, k.Config.Volumes...)
-	h, err := k.lab.AddHost(ctx, lab.HostConfig{Name: name, Binds: binds})
+	h, err := k.lab.AddHost(ctx, lab.HostConfig{Name: name, Binds: binds, ResolvConf: k.resolvConfOfHosts()})
 	if err != nil {
 		return explain(err)
 	}

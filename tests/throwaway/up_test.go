@@ -215,6 +215,7 @@ func TestMistakesAreOneLineAndLeaveNothing(t *testing.T) {
 		"a wrong port":                  {[]string{"up", "--port", "http"}, 2, `port "http": has no colon`},
 		"a damaged archive":             {[]string{"run", "--image-archive", damaged, "--", "true"}, 1, damaged},
 		"no archive":                    {[]string{"up", "--image-archive", damaged + ".gz"}, 2, "no such file"},
+		"a wrong way out":               {[]string{"up", "--net", "bridge"}, 2, "--net bridge: give none, or nat"},
 		"a volume that is not there":    {[]string{"run", "--volume", "/no/such/folder:/srv", "--", "true"}, 1, "/no/such/folder"},
 		"settings that do not fit":      {[]string{"run", "--config", settings, "--", "true"}, 1, "10.43.0.0/16"},
 		"a cluster that is not there":   {[]string{"down", "nobody"}, 1, "there is no cluster"},

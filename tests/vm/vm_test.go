@@ -41,6 +41,7 @@ func TestVirtualMachine(t *testing.T) {
 	}
 	n := newNode(t)
 	t.Run("boots systemd with cgroup v2 alone", n.vital(n.boots))
+	t.Run("holds volumes to their size", n.step(n.holdsVolumes))
 	t.Run("passes knarr check before the start", n.step(n.checks))
 	t.Run("is ready when systemd says that the unit is", n.vital(n.starts))
 	t.Run("runs pods that Services name and reach", n.vital(n.runsPods))
@@ -52,6 +53,7 @@ func TestVirtualMachine(t *testing.T) {
 	t.Run("has the same pods back after a power cut", n.step(n.powerCut))
 	t.Run("survives pods that take all memory", n.step(n.exhausted))
 	t.Run("installs itself, and leaves the machine as it was when it is uninstalled", n.step(n.uninstalls))
+	t.Run("runs a cluster in a container with cgroup v2", n.step(n.inContainer))
 }
 
 // newNode makes the machine. Its results are written when the test ends.
@@ -73,7 +75,8 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	payload := filepath.Join(dir, "payload.raw")
 	if err := makePayload(payload, map[string]string{
-		"knarr": harness.Exe(t), "agent": buildAgent(t, dir), "test.tar": filepath.Join(root, "build", "images", "test.tar"),
+		"knarr": harness.Exe(t), "agent": buildAgent(t, dir), "storage.test": buildTest(t, dir, "storage"),
+		"image.tar": filepath.Join(root, "dist", "knarr-image-amd64.tar"), "test.tar": filepath.Join(root, "build", "images", "test.tar"),
 		"knarr.service": "files/knarr.service", "kubelet.yaml": "files/kubelet.yaml",
 	}); err != nil {
 		t.Fatal(err)
@@ -108,6 +111,17 @@ func buildAgent(t *testing.T, dir string) string {
 		t.Fatalf("build agent: %v\n%s", err, out)
 	}
 	return agent
+}
+
+// buildTest compiles the tests of an add-on, linked as the executable is.
+func buildTest(t *testing.T, dir, addon string) string {
+	t.Helper()
+	file := filepath.Join(dir, addon+".test")
+	c := exec.Command("go", "test", "-c", "-ldflags", "-linkmode external -extldflags -static", "-o", file, "../../pkg/addons/"+addon)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("compile the tests of %s: %v\n%s", addon, err, out)
+	}
+	return file
 }
 
 // commit is what is tested, as far as git knows.

@@ -146,6 +146,14 @@ func (l *Lab) Dir() string { return l.dir }
 // nowhere: what is sent there is answered with "network unreachable".
 func (l *Lab) Gateway() netip.Addr { return l.cfg.Subnet.Addr().Next() }
 
+// OutletMTU is the size of the largest packet of a lab's outlet, bytes.
+const OutletMTU = 1500
+
+// Outlet makes a TUN device, without packet information, to which hosts send TCP and
+// UDP for addresses that are no host's. Who reads it must serve it: no packet
+// leaves the lab by itself. The device goes with the file, which is the caller's.
+func (l *Lab) Outlet() (*os.File, error) { return l.net.outlet() }
+
 // AddHost makes a host and starts it. Its disk is the folder named like it in
 // the lab's folder; one that exists is used again.
 func (l *Lab) AddHost(ctx context.Context, cfg HostConfig) (*Host, error) {

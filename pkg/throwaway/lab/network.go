@@ -13,7 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const bridgeName = "lab0"
+const (
+	bridgeName = "lab0"
+	outletName = "out0"
+
+	// outletTable is the routing table with the way out, asked after all others.
+	outletTable    = 100
+	outletPriority = 40000
+)
 
 // A network is a namespace with a bridge and nothing else. No link leads out
 // of it but those to its hosts, and only an open file keeps it.
@@ -92,6 +99,71 @@ func (n *network) plug(host *os.File, index int, addr netip.Addr) error {
 	})
 	if err != nil {
 		return fmt.Errorf("set up the host's network: %w", err)
+	}
+	return nil
+}
+
+// outlet makes a TUN device that TCP and UDP to the world are routed to. Of the
+// rest the world's hosts know nothing: it is answered as without an outlet.
+func (n *network) outlet() (_ *os.File, err error) {
+	var tun *os.File
+	err = onThread(func() error {
+		if err := enter(n.ns); err != nil {
+			return err
+		}
+		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open /dev/net/tun: %w: load the module tun, and in a container give it the device", err)
+		}
+		tun = os.NewFile(uintptr(fd), outletName)
+		request, err := unix.NewIfreq(outletName)
+		if err != nil {
+			return err
+		}
+		request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+			return fmt.Errorf("make TUN device: %w", err)
+		}
+		// No route leads back from the outlet to where its packets come from.
+		for _, link := range []string{"all", bridgeName, outletName} {
+			if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+link+"/rp_filter", []byte("0"), 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		err = withHandle(n.ns, routeToOutlet)
+	}
+	if err != nil {
+		if tun != nil {
+			err = errors.Join(err, tun.Close())
+		}
+		return nil, fmt.Errorf("make the network's outlet: %w", err)
+	}
+	return tun, nil
+}
+
+func routeToOutlet(h *netlink.Handle) error {
+	if err := setUp(h, outletName, netip.Prefix{}); err != nil {
+		return err
+	}
+	link, err := h.LinkByName(outletName)
+	if err != nil {
+		return err
+	}
+	everywhere := &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Table: outletTable, Scope: netlink.SCOPE_LINK}
+	if err := h.RouteAdd(route); err != nil {
+		return err
+	}
+	for _, protocol := range []int{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		rule := netlink.NewRule()
+		rule.Family, rule.Priority, rule.Table = netlink.FAMILY_V4, outletPriority, outletTable
+		rule.IifName, rule.IPProto = bridgeName, protocol
+		if err := h.RuleAdd(rule); err != nil {
+			return err
+		}
 	}
 	return nil
 }
