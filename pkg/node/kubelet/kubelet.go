@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
@@ -127,6 +128,11 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 		return err
 	}
 	defer k.lockPlugins(deps)()
+	deps.Options = append(deps.Options, func(k *upstream.Kubelet) {
+		if err := hurryVolumes(k); err != nil {
+			klog.FromContext(ctx).Error(err, "Pods wait for their volumes as upstream has it")
+		}
+	})
 	// The last thing before the kubelet proper starts; upstream has no other sign.
 	adjust := deps.OOMAdjuster.ApplyOOMScoreAdj
 	var once sync.Once
