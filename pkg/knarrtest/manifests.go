@@ -1,11 +1,8 @@
 package knarrtest
 
 import (
-	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,11 +17,12 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/discovery/cached/memory"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/restmapper"
+
+	"github.com/knarr-dev/knarr/pkg/manifest"
 )
 
 const fieldManager = "knarrtest"
@@ -87,7 +85,7 @@ func readManifests(path string) ([]*unstructured.Unstructured, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read manifests: %w", err)
 		}
-		objects, err := parseManifests(text)
+		objects, err := manifest.Parse(text)
 		if err != nil {
 			return nil, fmt.Errorf("read manifests: %s: %w", file, err)
 		}
@@ -98,40 +96,6 @@ func readManifests(path string) ([]*unstructured.Unstructured, error) {
 
 func isManifest(e fs.DirEntry) bool {
 	return !e.IsDir() && slices.Contains([]string{".yaml", ".yml", ".json"}, filepath.Ext(e.Name()))
-}
-
-// parseManifests reads YAML documents or JSON. Lists are taken apart, and documents
-// without content left out.
-func parseManifests(text []byte) ([]*unstructured.Unstructured, error) {
-	var all []*unstructured.Unstructured
-	d := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
-	for {
-		u := &unstructured.Unstructured{}
-		err := d.Decode(&u.Object)
-		if errors.Is(err, io.EOF) {
-			return all, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		switch {
-		case len(u.Object) == 0:
-		case u.GetAPIVersion() == "" || u.GetKind() == "":
-			return nil, errors.New("an object has no apiVersion or no kind")
-		case u.IsList():
-			err := u.EachListItem(func(o runtime.Object) error {
-				all = append(all, o.(*unstructured.Unstructured))
-				return nil
-			})
-			if err != nil {
-				return nil, err
-			}
-		case u.GetName() == "":
-			return nil, fmt.Errorf("a %s has no name", u.GetKind())
-		default:
-			all = append(all, u)
-		}
-	}
 }
 
 // install has the API server know all of m, and serve what is of it.

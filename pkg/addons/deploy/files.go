@@ -1,21 +1,16 @@
 package deploy
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/kustomize/api/konfig"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
@@ -178,58 +173,4 @@ func (t *tree) watchBelow(dir string) error {
 func sumOf(text []byte) string {
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:])
-}
-
-// parse returns the objects of all documents, in their order. Lists are taken
-// apart. An error names the document, counted from 1.
-func parse(text []byte) ([]*unstructured.Unstructured, error) {
-	var objects []*unstructured.Unstructured
-	docs := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(text), 4096)
-	for n := 1; ; n++ {
-		var content map[string]any
-		err := docs.Decode(&content)
-		if errors.Is(err, io.EOF) {
-			return objects, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
-		}
-		if len(content) == 0 {
-			continue // nothing but comments
-		}
-		o := &unstructured.Unstructured{Object: content}
-		if !o.IsList() {
-			if err := check(o); err != nil {
-				return nil, fmt.Errorf("document %d: %w", n, err)
-			}
-			objects = append(objects, o)
-			continue
-		}
-		err = o.EachListItem(func(item runtime.Object) error {
-			one, ok := item.(*unstructured.Unstructured)
-			if !ok {
-				return errors.New("an item is no object")
-			}
-			objects = append(objects, one)
-			return check(one)
-		})
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", n, err)
-		}
-	}
-}
-
-// check finds what no API server would be asked with.
-func check(o *unstructured.Unstructured) error {
-	switch {
-	case o.GetKind() == "":
-		return errors.New("it has no kind")
-	case o.GetAPIVersion() == "":
-		return fmt.Errorf("%s has no apiVersion", o.GetKind())
-	case o.GetName() == "" && o.GetGenerateName() != "":
-		return fmt.Errorf("%s %s…: give it a name: with generateName there would be a new one each time", o.GetKind(), o.GetGenerateName())
-	case o.GetName() == "":
-		return fmt.Errorf("%s has no metadata.name", o.GetKind())
-	}
-	return nil
 }

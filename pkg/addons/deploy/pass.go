@@ -14,6 +14,8 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"github.com/knarr-dev/knarr/pkg/manifest"
 )
 
 // pass brings the cluster in line with the folder, as often as it is asked to.
@@ -129,7 +131,7 @@ func (p *pass) source(ctx context.Context, a *applier, s source) error {
 		next.servers = append(slices.Clone(r.servers), p.cfg.Server)
 		return p.save(ctx, &next)
 	}
-	objects, err := parse(s.text)
+	objects, err := manifest.Parse(s.text)
 	if err != nil {
 		return unreadable{err}
 	}
