@@ -143,7 +143,8 @@ func newLoad() *cobra.Command {
 		Long: "Brings images into every node of a throwaway cluster. An image is an archive\n" +
 			"(Docker or OCI; tar, tar.gz, tar.zst), a folder with an OCI layout, - for an\n" +
 			"archive from stdin, or the name of one that this machine's Docker or containerd\n" +
-			"has. A damaged archive changes nothing.",
+			"has. A damaged archive changes nothing. What was loaded is kept for the clusters\n" +
+			"that come after, in /var/cache/knarr/images.",
 		Example: "  sudo knarr load app.tar\n" +
 			"  docker save app | sudo knarr load -",
 		Args: func(_ *cobra.Command, args []string) error {
@@ -168,6 +169,7 @@ func newLoad() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		hush(cmd)
 		for _, i := range all {
 			if err := c.Load(cmd.Context(), i); err != nil {
 				return err

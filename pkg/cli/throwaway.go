@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/logs"
 	"github.com/knarr-dev/knarr/pkg/throwaway"
 )
 
@@ -117,14 +118,19 @@ func (f *clusterFlags) complete(cmd *cobra.Command) error {
 	return nil
 }
 
+// hush has the libraries that load images say nothing to those who type: what matters
+// is returned.
+func hush(cmd *cobra.Command) { logs.Setup(cmd.ErrOrStderr(), logs.Options{}) }
+
 func newRun() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run [flags] -- COMMAND [ARGUMENT...]",
 		Short: "Run a command with a cluster that is thrown away after it",
 		Long: "Starts a cluster in namespaces of its own, runs a command with KUBECONFIG set,\n" +
 			"and ends with the command's exit code. Nothing is left then: no process, mount,\n" +
-			"link, cgroup or file, also when the command or Knarr itself is killed. What the\n" +
-			"command has left running ends too. Signals go to the command.\n\n" +
+			"link, cgroup or file, also when the command or Knarr itself is killed, but the\n" +
+			"images that it was given, which are kept for the next. What the command has left\n" +
+			"running ends too. Signals go to the command.\n\n" +
 			"Images are pulled by way of this machine's network; pods have no way out of the\n" +
 			"cluster, unless by --net=nat. A command that does not exist gives exit code 127.",
 		Example: "  # tests against a new cluster\n" +
@@ -149,6 +155,7 @@ func newRun() *cobra.Command {
 		if err := f.complete(cmd); err != nil {
 			return err
 		}
+		hush(cmd)
 		code, err := throwaway.Run(cmd.Context(), f.cfg, args)
 		if err != nil {
 			return &exitError{err, code}
@@ -189,6 +196,7 @@ func newUp() *cobra.Command {
 		if f.cfg.Kubeconfig == "" {
 			f.cfg.Kubeconfig = throwaway.UserKubeconfig()
 		}
+		hush(cmd)
 		begun := time.Now()
 		c, err := throwaway.Start(cmd.Context(), f.cfg, func(node string) {
 			fmt.Fprintf(cmd.ErrOrStderr(), "node %s is ready after %.1f s\n", node, time.Since(begun).Seconds())

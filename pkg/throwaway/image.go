@@ -7,33 +7,25 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net"
-	"net/http"
-	"net/url"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
-	containerd "github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/images/archive"
-	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/knarr-dev/knarr/pkg/node/images"
-)
-
-// Where the machine's own container engines listen.
-const (
-	dockerSocket     = "/var/run/docker.sock"
-	containerdSocket = "/run/containerd/containerd.sock"
+	"github.com/knarr-dev/knarr/pkg/throwaway/imagecache"
 )
 
 // An Image is where images come from: an archive, or an engine of this machine.
 type Image struct {
-	text string
-	file string // an archive; else copy writes one
-	copy func(ctx context.Context, to io.Writer) error
+	text   string
+	source imagecache.Source
 }
 
 // String is what ParseImage read.
@@ -46,11 +38,15 @@ func (i Image) String() string { return i.text }
 func ParseImage(text string, stdin io.Reader) (Image, error) {
 	i := Image{text: text}
 	if text == "-" {
-		i.copy = func(_ context.Context, to io.Writer) error {
+		i.source.Read = func(_ context.Context, to io.Writer) (string, error) {
 			_, err := io.Copy(to, stdin)
-			return err
+			return "", err
 		}
 		return i, nil
+	}
+	path, err := filepath.Abs(text)
+	if err != nil {
+		return i, err
 	}
 	st, err := os.Stat(text)
 	switch {
@@ -58,11 +54,16 @@ func ParseImage(text string, stdin io.Reader) (Image, error) {
 		if _, err := os.Stat(filepath.Join(text, "oci-layout")); err != nil {
 			return i, fmt.Errorf("image %s: the folder has no oci-layout: give an archive, or a folder with an OCI layout", text)
 		}
-		i.copy = func(_ context.Context, to io.Writer) error { return tarFolder(text, to) }
+		i.source.Name = path
+		i.source.Read = func(_ context.Context, to io.Writer) (string, error) { return "", tarFolder(path, to) }
 		return i, nil
 	case err == nil:
-		i.file, err = filepath.Abs(text)
-		return i, err
+		i.source = imagecache.Source{
+			Name:    path,
+			Version: func(context.Context) string { return versionOf(os.Stat(path)) },
+			Read:    func(_ context.Context, to io.Writer) (string, error) { return readFile(path, to) },
+		}
+		return i, nil
 	case strings.ContainsAny(text[:min(1, len(text))], "./~") || strings.Contains(text, ".tar"):
 		return i, fmt.Errorf("image archive %s: %w", text, errors.Unwrap(err))
 	}
@@ -70,7 +71,7 @@ func ParseImage(text string, stdin io.Reader) (Image, error) {
 	if err != nil {
 		return i, fmt.Errorf("image %s: neither a file nor the name of an image: %w", text, err)
 	}
-	i.copy = func(ctx context.Context, to io.Writer) error { return export(ctx, named.String(), to) }
+	i.source = engines{docker(dockerSocket), otherContainerd(containerdSocket)}.source(named.String())
 	return i, nil
 }
 
@@ -80,126 +81,90 @@ func tarFolder(dir string, to io.Writer) error {
 	return errors.Join(w.AddFS(os.DirFS(dir)), w.Close())
 }
 
-// export writes an image of the machine's own engine as an archive.
-func export(ctx context.Context, name string, to io.Writer) error {
-	derr := exportDocker(ctx, dockerSocket, name, to)
-	if derr == nil {
-		return nil
+func readFile(path string, to io.Writer) (version string, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
 	}
-	cerr := exportContainerd(ctx, containerdSocket, name, to)
-	if cerr == nil {
-		return nil
+	defer f.Close()
+	version = versionOf(f.Stat())
+	if _, err := io.Copy(to, f); err != nil {
+		return "", err
 	}
-	if errors.Is(derr, fs.ErrNotExist) && errors.Is(cerr, fs.ErrNotExist) {
-		return fmt.Errorf("no Docker and no containerd of this machine listens at %s or %s: give an archive", dockerSocket, containerdSocket)
+	if versionOf(f.Stat()) != version {
+		return "", nil // it was written to meanwhile
 	}
-	for _, err := range []error{derr, cerr} {
-		if !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
-	}
-	return derr
+	return version, nil
 }
 
-func exportDocker(ctx context.Context, socket, name string, to io.Writer) error {
-	if _, err := os.Stat(socket); err != nil {
-		return err
-	}
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/images/"+url.PathEscape(name)+"/get", nil)
-	if err != nil {
-		return err
-	}
-	answer, err := client.Do(req)
-	if err != nil {
-		return fmt.Errorf("ask Docker: %w", err)
-	}
-	defer answer.Body.Close()
-	if answer.StatusCode != http.StatusOK {
-		return fmt.Errorf("image %s from Docker: %s", name, answer.Status)
-	}
-	if _, err := io.Copy(to, answer.Body); err != nil {
-		return fmt.Errorf("read from Docker: %w", err)
-	}
-	return nil
-}
+// clockTick is more than what file systems of Linux count the time of changes in.
+const clockTick = 100 * time.Millisecond
 
-func exportContainerd(ctx context.Context, socket, name string, to io.Writer) error {
-	if _, err := os.Stat(socket); err != nil {
-		return err
-	}
-	client, err := containerd.New(socket)
+// versionOf changes whenever a file does. It is empty where a change might not show,
+// since the last one was only just now.
+func versionOf(info fs.FileInfo, err error) string {
 	if err != nil {
-		return fmt.Errorf("connect to containerd: %w", err)
+		return ""
 	}
-	defer client.Close()
-	for _, namespace := range []string{"default", "k8s.io", "moby"} {
-		ctx := namespaces.WithNamespace(ctx, namespace)
-		if _, err := client.ImageService().Get(ctx, name); err != nil {
-			continue
-		}
-		if err := client.Export(ctx, to, archive.WithImage(client.ImageService(), name)); err != nil {
-			return fmt.Errorf("export from containerd: %w", err)
-		}
-		return nil
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || !info.Mode().IsRegular() {
+		return "" // a pipe has what it has once
 	}
-	return fmt.Errorf("containerd has no image %s", name)
+	if time.Since(time.Unix(st.Ctim.Unix())) < clockTick {
+		return ""
+	}
+	return fmt.Sprintf("device %d inode %d size %d written %d changed %d", st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
 }
 
 // Load brings images into every node. They are not removed while a node lives. A
 // damaged archive changes nothing.
-func (c *Cluster) Load(ctx context.Context, img Image) (err error) {
+func (c *Cluster) Load(ctx context.Context, img Image) error {
 	if _, err := c.node(""); err != nil {
 		return fmt.Errorf("load image %s: %w", img, err)
 	}
-	file := img.file
-	if file == "" {
-		// Each node reads it, and not before all of it is there.
-		spool, err := os.CreateTemp(c.folder.dir(c.Name), "load-*")
-		if err != nil {
-			return fmt.Errorf("load image %s: %w", img, err)
-		}
-		defer os.Remove(spool.Name())
-		if err := errors.Join(img.copy(ctx, spool), spool.Close()); err != nil {
-			return fmt.Errorf("load image %s: %w", img, err)
-		}
-		file = spool.Name()
+	cache, err := c.imageCache(ctx)
+	if err != nil {
+		return fmt.Errorf("load image %s: %w", img, err)
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	for _, n := range c.Nodes {
-		g.Go(func() error { return c.loadInto(ctx, n.Name, file) })
-	}
-	if err := g.Wait(); err != nil {
-		return fmt.Errorf("load image archive %s: %w", img, err)
+	err = cache.Use(ctx, img.source, func(index ocispec.Index) error {
+		g, ctx := errgroup.WithContext(ctx)
+		for _, n := range c.Nodes {
+			g.Go(func() error { return c.loadInto(ctx, n.Name, cache, index) })
+		}
+		return g.Wait()
+	})
+	if err := errors.Join(err, cache.Close()); err != nil {
+		return fmt.Errorf("load image %s: %w", img, err)
 	}
 	return nil
 }
 
-func (c *Cluster) loadInto(ctx context.Context, node, file string) error {
+// imageCache is the one that all clusters share, or one of its own where that can't
+// be written.
+func (c *Cluster) imageCache(ctx context.Context) (*imagecache.Cache, error) {
+	dir, err := cacheDir()
+	if err == nil {
+		var cache *imagecache.Cache
+		if cache, err = imagecache.Open(ctx, filepath.Join(dir, "images")); err == nil {
+			return cache, nil
+		}
+	}
+	slog.Debug("images are not kept for other clusters", "error", err)
+	return imagecache.OpenTemp(ctx, c.folder.dir(c.Name))
+}
+
+func (c *Cluster) loadInto(ctx context.Context, node string, cache *imagecache.Cache, index ocispec.Index) error {
 	h, err := c.Node(node)
 	if err != nil {
 		return err
 	}
 	defer h.Close()
-	in, err := os.Open(file)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
 	client, err := images.Dial(h.Path("/run/knarr/containerd/containerd.sock"))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	list, err := images.Import(ctx, client, snapshotter(h), in, nil)
-	if err == nil && len(list) == 0 {
-		err = errors.New("it has no image with a name for this machine")
-	}
+	_, err = images.ImportFrom(ctx, client, snapshotter(h), cache, index)
 	return err
 }
 

@@ -14,8 +14,8 @@ import (
 )
 
 // CacheVariable names the folder of what clusters have in common and leave behind:
-// the registry's images. Its default is /var/cache/knarr, and that of others than
-// root the folder knarr in theirs.
+// the registry's images, and those that they were given. Its default is
+// /var/cache/knarr, and that of others than root the folder knarr in theirs.
 const CacheVariable = "KNARR_CACHE_DIR"
 
 // DefaultRegistryPort is where the shared registry is unless told otherwise.
@@ -30,7 +30,7 @@ func cacheDir() (string, error) {
 	}
 	dir, err := os.UserCacheDir()
 	if err != nil {
-		return "", fmt.Errorf("find a folder for the registry: %w: set %s", err, CacheVariable)
+		return "", fmt.Errorf("find a folder for a cache: %w: set %s", err, CacheVariable)
 	}
 	return filepath.Join(dir, "knarr"), nil
 }

@@ -17,7 +17,7 @@ func (b *bench) throwaway(ctx context.Context, k *knarr) error {
 	if err := os.MkdirAll(home, 0o700); err != nil {
 		return err
 	}
-	env := []string{"HOME=" + home, "KUBECONFIG=" + filepath.Join(home, "config"), "KNARR_THROWAWAY_DIR=" + filepath.Join(b.work, "clusters")}
+	env := []string{"HOME=" + home, "KUBECONFIG=" + filepath.Join(home, "config"), "KNARR_THROWAWAY_DIR=" + filepath.Join(b.work, "clusters"), "KNARR_CACHE_DIR=" + filepath.Join(b.work, "cache")}
 	// The command notes when, by the machine's clock, as this program does.
 	moment := filepath.Join(b.work, "running")
 	pod := fmt.Sprintf("kubectl run %[1]s --image=knarr.dev/test:1 --image-pull-policy=Never --command -- testbox serve --port 8080 >/dev/null && "+

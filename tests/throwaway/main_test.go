@@ -30,13 +30,13 @@ const limit = 2 * time.Minute
 type user struct {
 	exe, home, dir string
 	cache          string // kubectl's
-	shared         string // what clusters have in common, or empty
+	shared         string // what clusters have in common
 }
 
 // newUser fails the test if anything is left when it ends.
 func newUser(t *testing.T) *user {
 	t.Helper()
-	u := &user{exe: harness.Exe(t), home: t.TempDir(), cache: t.TempDir(), dir: filepath.Join(t.TempDir(), "clusters")}
+	u := &user{exe: harness.Exe(t), home: t.TempDir(), cache: t.TempDir(), shared: t.TempDir(), dir: filepath.Join(t.TempDir(), "clusters")}
 	before := u.machine(t)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -122,7 +122,7 @@ func (u *user) machine(t *testing.T) map[string]string {
 			all["cgroup "+g] = ""
 		}
 	}
-	for _, pattern := range []string{u.dir, u.dir + "/*", u.home + "/*", u.home + "/.*", "/run/knarr*", "/var/lib/knarr*", "/run/knarr-lab/*", "/etc/knarr*"} {
+	for _, pattern := range []string{u.dir, u.dir + "/*", u.home + "/*", u.home + "/.*", "/run/knarr*", "/var/lib/knarr*", "/run/knarr-lab/*", "/etc/knarr*", "/var/cache/knarr/*"} {
 		files, _ := filepath.Glob(pattern)
 		for _, f := range files {
 			all["file "+f] = ""

@@ -15,7 +15,6 @@ const pushed = `kubectl run app --image=localhost:$0/team/app:1 --restart=Never 
 
 func TestClustersShareARegistryThatOutlivesThem(t *testing.T) {
 	u := newUser(t)
-	u.shared = t.TempDir()
 	port, err := newListener(t)
 	if err != nil {
 		t.Fatal(err)

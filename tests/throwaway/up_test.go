@@ -122,6 +122,32 @@ func TestClustersSideBySide(t *testing.T) {
 		_, errs, _ := u.try("logs", "nobody")
 		one(t, errs, "it has server, agent-1")
 	})
+	hasImage := func(t *testing.T) {
+		t.Helper()
+		if images := u.knarr(t, "shell", "--name", "other", "--", "knarr", "ctr", "images", "list", "-q"); !strings.Contains(images, harness.TestImage) {
+			t.Errorf("images are %s", images)
+		}
+	}
+	t.Run("take images that another was given without reading them again", func(t *testing.T) {
+		reads := watchReads(t, testImages)
+		u.knarr(t, "load", testImages, "--name", "other")
+		if reads() {
+			t.Error("the archive was read")
+		}
+		hasImage(t)
+		u.knarr(t, "shell", "--name", "other", "--", "knarr", "ctr", "images", "remove", "--sync", harness.TestImage)
+		// A disk that rots: the archive is read, and no wrong image comes of it.
+		blobs, _ := filepath.Glob(filepath.Join(u.shared, "images", "blobs", "sha256", "*"))
+		for _, blob := range blobs {
+			rot(t, blob)
+		}
+		u.knarr(t, "load", testImages, "--name", "other")
+		if !reads() {
+			t.Errorf("the archive was not read, though %d blobs were damaged", len(blobs))
+		}
+		hasImage(t)
+		u.knarr(t, "shell", "--name", "other", "--", "knarr", "ctr", "images", "remove", "--sync", harness.TestImage)
+	})
 	t.Run("take images from an archive on stdin, and refuse damaged ones", func(t *testing.T) {
 		archive, err := os.ReadFile(testImages)
 		if err != nil {
@@ -141,9 +167,7 @@ func TestClustersSideBySide(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		if images := u.knarr(t, "shell", "--name", "other", "--", "knarr", "ctr", "images", "list", "-q"); !strings.Contains(images, harness.TestImage) {
-			t.Errorf("images are %s", images)
-		}
+		hasImage(t)
 	})
 	t.Run("publish ports and pull by way of this machine", func(t *testing.T) {
 		registry := harness.StartLocalRegistry(t)
@@ -183,6 +207,39 @@ func TestClustersSideBySide(t *testing.T) {
 			t.Errorf("contexts are %q", contexts)
 		}
 	})
+}
+
+// watchReads tells whether somebody has read a file since it was asked before.
+func watchReads(t *testing.T, path string) func() bool {
+	t.Helper()
+	fd, err := syscall.InotifyInit1(syscall.IN_NONBLOCK | syscall.IN_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if _, err := syscall.InotifyAddWatch(fd, path, syscall.IN_ACCESS); err != nil {
+		t.Fatal(err)
+	}
+	return func() (read bool) {
+		for events := make([]byte, 4096); ; read = true {
+			if n, err := syscall.Read(fd, events); n <= 0 || err != nil {
+				return read
+			}
+		}
+	}
+}
+
+// rot changes a byte in the middle of a file.
+func rot(t *testing.T, path string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data[len(data)/2] ^= 1
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestMistakesAreOneLineAndLeaveNothing(t *testing.T) {

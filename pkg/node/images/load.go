@@ -2,24 +2,17 @@ package images
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"time"
 
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	ctrimages "github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/core/images/archive"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
-	"github.com/distribution/reference"
 	digest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
@@ -63,6 +56,32 @@ func Dial(address string) (*containerd.Client, error) {
 // a damaged archive changes nothing. Names are written in full
 // (docker.io/library/…), and each image can also be named by its digest.
 func Import(ctx context.Context, c *containerd.Client, snapshotter string, r io.Reader, labels map[string]string) ([]ctrimages.Image, error) {
+	return bring(ctx, c, snapshotter, labels, func(ctx context.Context) (ocispec.Index, error) {
+		index, _, err := ReadArchive(ctx, c.ContentStore(), r)
+		return index, err
+	})
+}
+
+// ImportFrom is Import of an archive that [ReadArchive] has put into from. Only what
+// containerd lacks is copied, and containerd verifies the digest of each blob.
+func ImportFrom(ctx context.Context, c *containerd.Client, snapshotter string, from content.Provider, index ocispec.Index) ([]ctrimages.Image, error) {
+	return bring(ctx, c, snapshotter, nil, func(ctx context.Context) (ocispec.Index, error) {
+		list, err := suitable(index)
+		if err != nil {
+			return index, err
+		}
+		for _, img := range list {
+			if err := copyImage(ctx, c.ContentStore(), from, img.Target); err != nil {
+				return index, fmt.Errorf("image %s: %w", img.Name, err)
+			}
+		}
+		return index, nil
+	})
+}
+
+// bring unpacks, records and pins the images of an archive whose blobs fill brings
+// into containerd.
+func bring(ctx context.Context, c *containerd.Client, snapshotter string, labels map[string]string, fill func(context.Context) (ocispec.Index, error)) ([]ctrimages.Image, error) {
 	ctx = namespaces.WithNamespace(ctx, namespace)
 	ctx, done, err := c.WithLease(ctx)
 	if err != nil {
@@ -72,7 +91,7 @@ func Import(ctx context.Context, c *containerd.Client, snapshotter string, r io.
 	// also when ctx has ended meanwhile.
 	defer done(context.WithoutCancel(ctx))
 
-	index, err := readIndex(ctx, c.ContentStore(), r)
+	index, err := fill(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -88,127 +107,43 @@ func Import(ctx context.Context, c *containerd.Client, snapshotter string, r io.
 	return found, awaitNotice(ctx, c, found)
 }
 
-// readIndex stores every blob of the archive and returns its top-level index.
-func readIndex(ctx context.Context, store content.Store, r io.Reader) (ocispec.Index, error) {
-	var index ocispec.Index
-	stream, err := compression.DecompressStream(r)
-	if err != nil {
-		return index, fmt.Errorf("decompress: %w", err)
-	}
-	defer stream.Close()
-
-	ingest := &ingester{Store: store, prefix: "knarr-" + rand.Text() + "-"}
-	desc, err := archive.ImportIndex(ctx, ingest, stream)
-	if err == nil {
-		// The compressed stream's checksum stands behind the end of the tar.
-		_, err = io.Copy(io.Discard, stream)
-	}
-	if err != nil {
-		ingest.abort(context.WithoutCancel(ctx))
-		return index, fmt.Errorf("read archive: %w", err)
-	}
-	blob, err := content.ReadBlob(ctx, store, desc)
-	if err != nil {
-		return index, fmt.Errorf("read index of archive: %w", err)
-	}
-	if err := json.Unmarshal(blob, &index); err != nil {
-		return index, fmt.Errorf("read index of archive: %w", err)
-	}
-	return index, nil
-}
-
 // unpackAll unpacks the images of an archive that have a name and suit this
 // machine, and returns them under all their names, not yet recorded.
 func unpackAll(ctx context.Context, c *containerd.Client, snapshotter string, index ocispec.Index) ([]ctrimages.Image, error) {
-	var (
-		found   []ctrimages.Image
-		foreign []string
-		machine = platforms.Default()
-	)
-	for _, desc := range index.Manifests {
-		named, err := imageName(desc.Annotations)
-		if err != nil {
-			return nil, err
-		}
-		if named == nil {
-			continue
-		}
-		if desc.Platform != nil && !machine.Match(*desc.Platform) {
-			foreign = append(foreign, fmt.Sprintf("%s (%s)", named, platforms.Format(*desc.Platform)))
-			continue
-		}
-		if err := unpack(ctx, c, snapshotter, ctrimages.Image{Name: named.String(), Target: desc}, machine); err != nil {
-			return nil, fmt.Errorf("image %s: %w", named, err)
+	list, err := suitable(index)
+	if err != nil {
+		return nil, err
+	}
+	var found []ctrimages.Image
+	for _, img := range list {
+		if err := unpack(ctx, c, snapshotter, img.Image); err != nil {
+			return nil, fmt.Errorf("image %s: %w", img.Name, err)
 		}
 		// The annotations name the image inside its archive; containerd would
 		// keep them and show them beside a name given later.
-		desc.Annotations = nil
-		found = append(found,
-			ctrimages.Image{Name: named.String(), Target: desc},
-			ctrimages.Image{Name: named.Name() + "@" + desc.Digest.String(), Target: desc})
+		img.Target.Annotations = nil
+		found = append(found, img.Image,
+			ctrimages.Image{Name: img.repository + "@" + img.Target.Digest.String(), Target: img.Target})
 	}
-	if len(found) > 0 {
-		return found, nil
-	}
-	if len(foreign) > 0 {
-		return nil, fmt.Errorf("no image for %s in it, only %s: save it with --platform %[1]s",
-			platforms.Format(platforms.DefaultSpec()), strings.Join(foreign, ", "))
-	}
-	return nil, errors.New("no image with a name in it: save it by name and tag, as in `docker save example/app:1.0`")
+	return found, nil
 }
 
 // unpack checks that an image is complete, ties its parts together for
 // containerd's garbage collection and makes its snapshots. Applying a layer
 // verifies its digest.
-func unpack(ctx context.Context, c *containerd.Client, snapshotter string, img ctrimages.Image, machine platforms.MatchComparer) error {
+func unpack(ctx context.Context, c *containerd.Client, snapshotter string, img ctrimages.Image) error {
 	store := c.ContentStore()
-	complete, _, _, missing, err := ctrimages.Check(ctx, store, img.Target, machine)
-	if err != nil {
-		return fmt.Errorf("read manifest: %w", err)
+	if err := complete(ctx, store, img.Target); err != nil {
+		return err
 	}
-	if !complete || len(missing) > 0 {
-		return fmt.Errorf("not complete: %s missing, or not what its digest says", digests(missing))
-	}
-	handler := ctrimages.FilterPlatforms(ctrimages.ChildrenHandler(store), machine)
-	handler = ctrimages.SetChildrenLabels(store, ctrimages.LimitManifests(handler, machine, 1))
+	handler := ctrimages.SetChildrenLabels(store, forThisMachine(ctrimages.ChildrenHandler(store)))
 	if err := ctrimages.Walk(ctx, handler, img.Target); err != nil {
 		return fmt.Errorf("read manifest: %w", err)
 	}
-	if err := containerd.NewImageWithPlatform(c, img, machine).Unpack(ctx, snapshotter); err != nil {
+	if err := containerd.NewImageWithPlatform(c, img, platforms.Default()).Unpack(ctx, snapshotter); err != nil {
 		return fmt.Errorf("unpack for snapshotter %s: %w", snapshotter, err)
 	}
 	return nil
-}
-
-func digests(descs []ocispec.Descriptor) string {
-	var b strings.Builder
-	for i, d := range descs {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(d.Digest.String())
-	}
-	return b.String()
-}
-
-// imageName reads an image's full name from its entry in an archive's index;
-// nil when it has none. A bare word without tag or path is taken for the tag
-// that the OCI layout allows there, which names nothing.
-func imageName(annotations map[string]string) (reference.Named, error) {
-	if _, refers := annotations[ctrimages.AnnotationManifestSubject]; refers {
-		return nil, nil
-	}
-	name := annotations[ctrimages.AnnotationImageName]
-	if name == "" {
-		if name = annotations[ocispec.AnnotationRefName]; !strings.ContainsAny(name, "/:@") {
-			return nil, nil
-		}
-	}
-	named, err := reference.ParseDockerRef(name)
-	if err != nil {
-		return nil, fmt.Errorf("image name %q in archive: %w", name, err)
-	}
-	return named, nil
 }
 
 // put records an image under its name, pinned.
@@ -277,37 +212,6 @@ func awaitNotice(ctx context.Context, c *containerd.Client, list []ctrimages.Ima
 		}
 	}
 	return nil
-}
-
-// ingester gives each import's uploads names of their own: containerd resumes
-// an upload by its name, and would continue a damaged file's half with the
-// other half of the good one that replaced it.
-type ingester struct {
-	content.Store
-	prefix string
-	refs   []string
-}
-
-func (in *ingester) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
-	var o content.WriterOpts
-	for _, opt := range opts {
-		if err := opt(&o); err != nil {
-			return nil, err
-		}
-	}
-	ref := in.prefix + o.Ref
-	if !slices.Contains(in.refs, ref) {
-		in.refs = append(in.refs, ref)
-	}
-	return in.Store.Writer(ctx, append(slices.Clip(opts), content.WithRef(ref))...)
-}
-
-// abort frees what unfinished uploads hold. Finished ones are no longer known
-// by their names, which is no error.
-func (in *ingester) abort(ctx context.Context) {
-	for _, ref := range in.refs {
-		_ = in.Abort(ctx, ref)
-	}
 }
 
 // Embedded is an archive that comes with Knarr.
