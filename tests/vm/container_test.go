@@ -32,7 +32,9 @@ func (n *node) inContainer(t *testing.T) {
 	name := n.sh(t, "podman load -q -i /payload/image.tar | sed 's/^Loaded image: *//'")
 	n.sh(t, "podman run -d --name ship --hostname ship --privileged --read-only --network ns:/run/netns/ship -v /var/lib/ship:/var/lib/knarr "+name+" server >/dev/null")
 	ready := func() string {
-		return n.sh(t, `until podman exec ship kubectl wait pod/sailor --for=condition=Ready --timeout=10m >/dev/null 2>&1; do
+		// For a moment after a start the pod's status is that of before.
+		return n.sh(t, `until podman exec ship kubectl wait pod/sailor --for=condition=Ready --timeout=10m >/dev/null 2>&1 &&
+				podman exec ship kubectl exec sailor -- true 2>/dev/null; do
 				test "$(podman inspect -f '{{.State.Running}}' ship)" = true || { podman logs ship >&2; exit 1; }
 				sleep 1
 			done
