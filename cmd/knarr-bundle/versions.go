@@ -8,29 +8,21 @@ type program struct {
 	cgo             bool
 	tags            string
 	ldflags         string // beyond those every program gets
-	group           string
 }
-
-// Groups are decompressed side by side at the first start. They are about
-// equally large, so that two cores end together.
-const (
-	groupRun = "run"
-	groupNet = "net"
-)
 
 // programs is the one place that says which versions are in the bundle.
 func programs() []program {
 	return []program{
 		{
 			module: "github.com/opencontainers/runc", version: "v1.5.2",
-			packages: []string{"."}, dir: "bin", group: groupRun,
+			packages: []string{"."}, dir: "bin",
 			// seccomp needs libseccomp, hence cgo. The documentation generator of
 			// its command line library is left out.
 			cgo: true, tags: "seccomp netgo osusergo urfave_cli_no_docs",
 		},
 		{
 			module: "github.com/containerd/containerd/v2", version: "v2.3.7",
-			packages: []string{"cmd/containerd-shim-runc-v2"}, dir: "bin", group: groupRun,
+			packages: []string{"cmd/containerd-shim-runc-v2"}, dir: "bin",
 			// Shims speak ttrpc; without gRPC each one is smaller in memory.
 			tags:    "no_grpc netgo osusergo",
 			ldflags: "-X github.com/containerd/containerd/v2/version.Version=v2.3.7",
@@ -38,9 +30,9 @@ func programs() []program {
 		{
 			module: "github.com/containernetworking/plugins", version: "v1.9.1",
 			packages: []string{"plugins/ipam/host-local", "plugins/main/bridge", "plugins/main/loopback", "plugins/meta/portmap"},
-			dir:      "cni", group: groupNet,
-			tags:    "netgo osusergo",
-			ldflags: "-X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=v1.9.1",
+			dir:      "cni",
+			tags:     "netgo osusergo",
+			ldflags:  "-X github.com/containernetworking/plugins/pkg/utils/buildversion.BuildVersion=v1.9.1",
 		},
 	}
 }
