@@ -58,8 +58,9 @@ func (s *survey) checkOtherKubernetes(f *findings) string {
 		case "kubelet", "kubelite", "k3s-server", "k3s-agent":
 			what = p.name
 		case "knarr":
-			// One on the same data dir is told by second-knarr.
-			if args := s.arguments(p.pid); len(args) > 1 && args[1] == "server" && p.pid != s.holder() && !slices.Contains(args, "--disable-agent") {
+			// One on the same data dir is told by second-knarr; our parent is the first
+			// process of a container, which started us.
+			if args := s.arguments(p.pid); len(args) > 1 && args[1] == "server" && p.pid != s.holder() && p.pid != os.Getppid() && !slices.Contains(args, "--disable-agent") {
 				what = "another knarr server"
 			}
 		}

@@ -9,8 +9,9 @@ import (
 	"github.com/knarr-dev/knarr/pkg/config"
 )
 
-// addonsAt is when the memory of a node is read, after its start.
-const addonsAt = 60 * time.Second
+// addonsAt is when the memory of a node is read, after its start: what that needed
+// has been given back by then.
+const addonsAt = 150 * time.Second
 
 // allAddons stands for a node with every add-on.
 const allAddons = "all"
@@ -65,7 +66,7 @@ func (k *knarr) without(off string) *knarr {
 }
 
 func addonTable() table {
-	t := table{title: "Add-ons: first pod Running, and memory a minute after the start"}
+	t := table{title: "Add-ons: first pod Running, and memory two and a half minutes after the start"}
 	for _, off := range addonRuns() {
 		title := "without " + off
 		switch {

@@ -5,7 +5,7 @@
 //	go run ./tests/bench --only start,warm   # some of them
 //	go run ./tests/bench --compare old.json new.json
 //
-//	go run ./tests/bench --only addons --skip-peer   # each add-on off in turn: 12 minutes a run
+//	go run ./tests/bench --only addons --skip-peer   # each add-on off in turn: 26 minutes a run
 //	go run ./tests/bench --only dns --skip-peer      # cluster DNS beside the program coredns
 //
 // It needs root, Go, losetup, mkfs.ext4 and zstd, an otherwise quiet machine,

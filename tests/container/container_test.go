@@ -189,6 +189,11 @@ func TestImageRunsAClusterInAContainer(t *testing.T) {
 			t.Errorf("crictl lists %q: %v", out, err)
 		}
 	})
+	t.Run("it does not take its first process for a neighbour", func(t *testing.T) {
+		if said := c.logs(t, "first"); strings.Contains(said, "another knarr server") {
+			t.Error(said)
+		}
+	})
 	t.Run("the root is read-only", func(t *testing.T) {
 		if out, err := c.shell("first", "echo > /usr/bin/new"); err == nil {
 			t.Errorf("a file was made in it: %s", out)

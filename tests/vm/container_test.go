@@ -22,7 +22,8 @@ const sailorManifest = `{"apiVersion": "v1", "kind": "Pod", "metadata": {"name":
 // inContainer runs Knarr's image as Docker's and Podman's users do, where the
 // container has a cgroup namespace of its own with cgroup v2 alone.
 func (n *node) inContainer(t *testing.T) {
-	n.sh(t, `ip netns add ship && ip link add out type veth peer name eth0 netns ship
+	n.sh(t, `modprobe br_netfilter
+		ip netns add ship && ip link add out type veth peer name eth0 netns ship
 		ip addr add 10.77.0.1/24 dev out && ip link set out up
 		ip -n ship addr add 10.77.0.2/24 dev eth0 && ip -n ship link set lo up && ip -n ship link set eth0 up && ip -n ship route add default via 10.77.0.1
 		mkdir -p /var/lib/ship/agent/images /var/lib/ship/server/manifests && cp /payload/test.tar /var/lib/ship/agent/images/`)

@@ -26,6 +26,8 @@ type apiServer struct {
 	watchers map[string][]chan map[string]any
 	asked    map[string]bool // "verb resource.group"
 	waiting  map[string]chan struct{}
+	refusals int      // how many requests are still to be refused
+	refused  []string // the queries of those that were
 }
 
 func newAPIServer(t *testing.T, objects ...runtime.Object) *apiServer {
@@ -93,6 +95,15 @@ func (a *apiServer) serve(w http.ResponseWriter, r *http.Request) {
 	}
 
 	a.mu.Lock()
+	if a.refusals > 0 {
+		a.refusals--
+		a.refused = append(a.refused, r.URL.RawQuery)
+		a.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(http.StatusForbidden)
+		json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "Status"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonForbidden, Code: http.StatusForbidden})
+		return
+	}
 	a.asked[verb+" "+resource+"."+group] = true
 	if wait := a.waiting[verb+" "+resource+"."+group]; wait != nil {
 		close(wait)

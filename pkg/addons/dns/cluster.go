@@ -12,6 +12,7 @@ import (
 	"github.com/coredns/coredns/plugin/kubernetes/object"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -107,6 +108,7 @@ func (c *cluster) run(ctx context.Context, answers <-chan struct{}) {
 		case <-answers:
 		}
 	}
+	c.awaitAccess(ctx)
 	var wg sync.WaitGroup
 	for _, in := range c.informers {
 		wg.Go(func() { in.RunWithContext(ctx) })
@@ -122,6 +124,32 @@ func (c *cluster) run(ctx context.Context, answers <-chan struct{}) {
 		close(c.synced)
 	})
 	wg.Wait()
+}
+
+const (
+	// askAgain is the pause until it is asked whether a refusal still stands, and
+	// askNoMore when that is left to the informers.
+	askAgain  = 10 * time.Millisecond
+	askNoMore = 5 * time.Second
+)
+
+// awaitAccess returns once Services may be listed, or there is another answer than a
+// refusal. A role that was written a moment ago is not known to all of the API
+// server yet, and an informer that is refused waits for a second.
+func (c *cluster) awaitAccess(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, askNoMore)
+	defer cancel()
+	for {
+		_, err := c.core.Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1, ResourceVersion: "0"})
+		if !apierrors.IsForbidden(err) {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(askAgain):
+		}
+	}
 }
 
 // index makes an index function of one that knows the type.
