@@ -73,6 +73,10 @@ func New(tun *os.File, mtu int, dial dial.Func) (*Gateway, error) {
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol},
 	})}
 	g.ctx, g.end = context.WithCancel(context.Background())
+	// With the device come packets, which read these.
+	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(g.stack, 0, inFlight, g.stream).HandlePacket)
+	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(g.stack, g.exchange).HandlePacket)
+	g.stack.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: device}})
 	for _, terr := range []tcpip.Error{
 		g.stack.SetTransportProtocolOption(tcp.ProtocolNumber, new(tcpip.TCPSACKEnabled(true))),
 		g.stack.CreateNIC(device, link),
@@ -84,9 +88,6 @@ func New(tun *os.File, mtu int, dial dial.Func) (*Gateway, error) {
 			return nil, errors.Join(fmt.Errorf("set up a network stack: %s", terr), g.Close())
 		}
 	}
-	g.stack.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: device}})
-	g.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, tcp.NewForwarder(g.stack, 0, inFlight, g.stream).HandlePacket)
-	g.stack.SetTransportProtocolHandler(udp.ProtocolNumber, udp.NewForwarder(g.stack, g.exchange).HandlePacket)
 	return g, nil
 }
 
