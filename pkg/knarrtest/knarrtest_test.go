@@ -202,7 +202,7 @@ func TestMistakesInManifestsAreToldBeforeAnythingStarts(t *testing.T) {
 	}{
 		"no such folder": {CRDs(filepath.Join(dir, "none")), "no such file"},
 		"no YAML":        {CRDs(file("a.yaml", "a: [")), "a.yaml"},
-		"no kind":        {Objects(file("b.yaml", "metadata: {name: x}")), "no apiVersion or no kind"},
+		"no kind":        {Objects(file("b.yaml", "metadata: {name: x}")), "it has no kind"},
 		"no name":        {Objects(file("c.yaml", "apiVersion: v1\nkind: Pod")), "Pod has no metadata.name"},
 		"no CRD":         {CRDs(file("d.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: x}")), "has no CustomResourceDefinition"},
 	} {
