@@ -152,7 +152,9 @@ func (k *Kubelet) Run(ctx context.Context, ready chan<- struct{}) error {
 		})
 		return adjust(pid, value)
 	}
-	if err := app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate); err != nil {
+	err = app.Run(ctx, server, deps, utilfeature.DefaultFeatureGate)
+	// A stop during its start fails whatever is just being asked.
+	if err != nil && ctx.Err() == nil {
 		return fmt.Errorf("run kubelet: %w", err)
 	}
 	return nil
