@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -66,6 +67,7 @@ func (a Addons) Components(env *part.Env) ([]component.Spec, error) {
 func (a Addons) dns(env *part.Env) ([]component.Spec, error) {
 	c := env.Config
 	granted := make(chan struct{})
+	grant := sync.OnceFunc(func() { close(granted) })
 	cfg := dns.Config{
 		REST:       func() (*rest.Config, error) { return env.RESTConfig(part.DNS), nil },
 		APIReady:   granted,
@@ -84,10 +86,16 @@ func (a Addons) dns(env *part.Env) ([]component.Spec, error) {
 		roles = slices.DeleteFunc(roles, isService)
 		specs = append(specs,
 			// Addresses of Services are given a little later than roles.
-			component.Spec{Component: component.Func("dns-roles", []string{env.Answering}, applier(env, roles, granted)), Class: component.Retried},
+			component.Spec{Component: component.Func("dns-roles", []string{env.Answering}, applier(env, roles, func(ctx context.Context) error {
+				if err := dns.AwaitAccess(ctx, env.RESTConfig(part.DNS)); err != nil {
+					return err
+				}
+				grant()
+				return nil
+			})), Class: component.Retried},
 			component.Spec{Component: component.Func("dns-service", []string{env.Serving}, applier(env, services, nil)), Class: component.Retried})
 	} else {
-		close(granted) // every node has the role
+		grant() // every node has the role
 	}
 	if a.DNSSockets == nil {
 		return specs, nil
@@ -114,8 +122,8 @@ func isService(o runtime.Object) bool {
 	return is
 }
 
-// applier writes an add-on's own objects and then closes done, if it is given.
-func applier(env *part.Env, objects []runtime.Object, done chan struct{}) func(context.Context, chan<- struct{}) error {
+// applier writes an add-on's own objects and then calls written, if it is given.
+func applier(env *part.Env, objects []runtime.Object, written func(context.Context) error) func(context.Context, chan<- struct{}) error {
 	return func(ctx context.Context, ready chan<- struct{}) error {
 		client, err := env.Client()
 		if err != nil {
@@ -126,9 +134,10 @@ func applier(env *part.Env, objects []runtime.Object, done chan struct{}) func(c
 				return err
 			}
 		}
-		if done != nil {
-			close(done)
-			done = nil // a second run must not
+		if written != nil {
+			if err := written(ctx); err != nil {
+				return err
+			}
 		}
 		close(ready)
 		<-ctx.Done()

@@ -108,7 +108,6 @@ func (c *cluster) run(ctx context.Context, answers <-chan struct{}) {
 		case <-answers:
 		}
 	}
-	c.awaitAccess(ctx)
 	var wg sync.WaitGroup
 	for _, in := range c.informers {
 		wg.Go(func() { in.RunWithContext(ctx) })
@@ -133,20 +132,24 @@ const (
 	askNoMore = 5 * time.Second
 )
 
-// awaitAccess returns once Services may be listed, or there is another answer than a
-// refusal. A role that was written a moment ago is not known to all of the API
+// AwaitAccess returns once DNS may list Services by conn, or there is another answer
+// than a refusal. A role that was written a moment ago is not known to all of the API
 // server yet, and an informer that is refused waits for a second.
-func (c *cluster) awaitAccess(ctx context.Context) {
+func AwaitAccess(ctx context.Context, conn *rest.Config) error {
+	core, err := corev1client.NewForConfig(conn)
+	if err != nil {
+		return fmt.Errorf("connect cluster DNS to the API server: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(ctx, askNoMore)
 	defer cancel()
 	for {
-		_, err := c.core.Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1, ResourceVersion: "0"})
+		_, err := core.Services(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1, ResourceVersion: "0"})
 		if !apierrors.IsForbidden(err) {
-			return
+			return nil
 		}
 		select {
 		case <-ctx.Done():
-			return
+			return nil
 		case <-time.After(askAgain):
 		}
 	}

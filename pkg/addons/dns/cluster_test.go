@@ -23,6 +23,9 @@ func TestARefusalOfTheFirstMomentIsNotTheInformers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := AwaitAccess(t.Context(), conn); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	defer running.Wait()
