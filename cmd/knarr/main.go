@@ -11,11 +11,13 @@ import (
 	"github.com/knarr-dev/knarr/pkg/cli"
 	"github.com/knarr-dev/knarr/pkg/pidone"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 func main() {
-	// A lab host's first process is this executable under another name.
-	if lab.MaybeInit() {
+	// A lab host's first process is this executable under another name, and one that
+	// is to be root of a user namespace starts twice.
+	if userns.MaybeInit() || lab.MaybeInit() {
 		return
 	}
 	args := cli.Arguments()

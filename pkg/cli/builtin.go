@@ -37,7 +37,7 @@ func Builtin() *cobra.Command {
 		Helm:      helm,
 		Etcd:      etcd,
 		APIServer: apiServer,
-		Internal:  []*cobra.Command{newKeep()},
+		Internal:  []*cobra.Command{newKeep(), newUndoLab()},
 		Version: Version{
 			Knarr: v.Knarr, Commit: v.Commit, Date: v.BuildDate, Kubernetes: v.Kubernetes,
 			Parts: []Part{{Name: "containerd", Version: v.Containerd}},

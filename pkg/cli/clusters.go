@@ -1,13 +1,11 @@
 package cli
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -267,24 +265,13 @@ func newShell() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return shell(cmd.Context(), c, strings.Join(node, ""), command)
-	}
-	return cmd
-}
-
-func shell(ctx context.Context, c *throwaway.Cluster, node string, command []string) error {
-	h, err := c.Node(node)
-	if err != nil {
+		code, err := c.Exec(cmd.Context(), strings.Join(node, ""), command)
+		if err == nil && code != 0 {
+			return exitCode(code)
+		}
 		return err
 	}
-	defer h.Close()
-	run := h.Inside(ctx, command[0], command[1:]...)
-	run.Stdin, run.Stdout, run.Stderr = os.Stdin, os.Stdout, os.Stderr
-	err = run.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
-		return exitCode(exit.ExitCode())
-	}
-	return err
+	return cmd
 }
 
 func newSweep() *cobra.Command {

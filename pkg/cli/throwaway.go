@@ -30,6 +30,16 @@ func newKeep() *cobra.Command {
 	}
 }
 
+// newUndoLab removes as root of a user namespace what a dead cluster left.
+func newUndoLab() *cobra.Command {
+	return &cobra.Command{
+		Use:   "undo-lab FOLDER",
+		Short: "Remove what is left of a throwaway cluster without root",
+		Args:  cobra.ExactArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return throwaway.UndoLab(cmd.Context(), args[0]) },
+	}
+}
+
 // clusterFlags are those that say what a cluster is made of.
 type clusterFlags struct {
 	cfg      throwaway.Config
@@ -46,7 +56,7 @@ func (f *clusterFlags) bind(cmd *cobra.Command) {
 	text(cmd, "name", "name", "name of the cluster", &f.cfg.Name)
 	text(cmd, "from", "file", "file of \"knarr save\" to begin with: its objects, images and nodes", &f.cfg.From)
 	cmd.Flags().IntVar(&f.cfg.Nodes, "nodes", 0, "how many nodes; the first is the server (default 1, or as many as were saved)")
-	cmd.Flags().BoolVar(&f.cfg.ControlPlaneOnly, "control-plane-only", false, "API server, controller-manager and scheduler without nodes, in one process; needs no root")
+	cmd.Flags().BoolVar(&f.cfg.ControlPlaneOnly, "control-plane-only", false, "API server, controller-manager and scheduler without nodes, in one process")
 	list(cmd, "image-archive", "file", "archive of images that every node has; may be repeated", &f.archives)
 	list(cmd, "load", "image", "image for every node: an archive, a folder with an OCI layout, - for stdin, or the name of one that Docker or containerd has here; may be repeated", &f.loads)
 	list(cmd, "port", "[address:]port:nodeport", "port of this machine, on loopback, that leads to one of the server's node; may be repeated", &f.ports)
@@ -131,6 +141,8 @@ func newRun() *cobra.Command {
 			"link, cgroup or file, also when the command or Knarr itself is killed, but the\n" +
 			"images that it was given, which are kept for the next. What the command has left\n" +
 			"running ends too. Signals go to the command.\n\n" +
+			"Without root the cluster is one of a user namespace, where this machine lets you\n" +
+			"have one: docs/throwaway.md says how it does.\n\n" +
 			"Images are pulled by way of this machine's network; pods have no way out of the\n" +
 			"cluster, unless by --net=nat. A command that does not exist gives exit code 127.",
 		Example: "  # tests against a new cluster\n" +

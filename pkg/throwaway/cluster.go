@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 // DefaultName is the cluster that is meant where none is named.
@@ -43,9 +44,6 @@ type Cluster struct {
 // fails, nothing is left. told is called for each node that becomes ready; nil
 // is no one.
 func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster, err error) {
-	if !cfg.ControlPlaneOnly && os.Geteuid() != 0 {
-		return nil, errors.New("start a cluster: namespaces, mounts and cgroups need root: run it with sudo, or as you are with --control-plane-only, without nodes")
-	}
 	from, err := cfg.begin()
 	if err != nil {
 		return nil, err
@@ -53,13 +51,19 @@ func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster,
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
+	rootless := !cfg.ControlPlaneOnly && os.Geteuid() != 0
+	if rootless {
+		if err := userns.Check(); err != nil {
+			return nil, fmt.Errorf("start a cluster without root: %w; or run it with sudo, or without nodes by --control-plane-only", err)
+		}
+	}
 	f, err := thisFolder()
 	if err != nil {
 		return nil, err
 	}
 	id := make([]byte, 8)
 	rand.Read(id) // never fails, see its documentation
-	rec := &Record{Name: cfg.Name, ID: hex.EncodeToString(id), Created: time.Now().UTC().Round(time.Millisecond)}
+	rec := &Record{Name: cfg.Name, ID: hex.EncodeToString(id), Created: time.Now().UTC().Round(time.Millisecond), UserNamespace: rootless}
 	lock, err := f.claim(rec)
 	if err != nil {
 		return nil, err
@@ -70,7 +74,7 @@ func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster,
 		err = f.plant(ctx, from, rec)
 	}
 	if err == nil {
-		err = c.launch(cfg, lock)
+		err = c.launch(ctx, cfg, lock)
 	}
 	if err != nil {
 		err = errors.Join(err, f.locked(func() error { return f.undo(rec) }))
@@ -90,7 +94,7 @@ func Start(ctx context.Context, cfg Config, told func(node string)) (c *Cluster,
 }
 
 // launch starts the keeper.
-func (c *Cluster) launch(cfg Config, lock *os.File) error {
+func (c *Cluster) launch(ctx context.Context, cfg Config, lock *os.File) error {
 	cache, err := cacheDir()
 	if err != nil && cfg.RegistryPort != 0 {
 		return err
@@ -139,7 +143,11 @@ func (c *Cluster) launch(cfg Config, lock *os.File) error {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = append(slices.Clone(theirs), lock)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	start := cmd.Start
+	if c.UserNamespace {
+		start = func() error { return userns.Start(ctx, cmd, c.Context()+"-"+c.ID) }
+	}
+	if err := start(); err != nil {
 		reports.Close()
 		return fmt.Errorf("start the cluster's keeper: %w", err)
 	}
@@ -244,7 +252,7 @@ func Find(name string) (*Cluster, error) {
 
 // ofYours reminds those who are not root that they see their own clusters only.
 func ofYours() string {
-	if os.Geteuid() == 0 {
+	if machineRoot() {
 		return ""
 	}
 	return " of this user's (sudo shows root's)"
@@ -332,6 +340,62 @@ func (c *Cluster) LogFile(node string) (string, error) {
 		return "", err
 	}
 	return c.folder.file(c.Name, rec.Name+".log"), nil
+}
+
+// again gives the command that has this program do args where the cluster's nodes can
+// be reached, or nil where it is there already.
+func (c *Cluster) again(ctx context.Context, args ...string) (*exec.Cmd, error) {
+	if !c.UserNamespace || userns.Inside() {
+		return nil, nil
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return nil, fmt.Errorf("find own executable: %w", err)
+	}
+	return userns.Enter(ctx, c.Keeper, exe, args...)
+}
+
+// doAgain runs what again gives. What it says of its failure is the error.
+func doAgain(cmd *exec.Cmd) error {
+	said, err := cmd.CombinedOutput()
+	if text := strings.TrimPrefix(strings.TrimSpace(string(said)), "knarr: "); err != nil && text != "" {
+		return errors.New(text)
+	}
+	return err
+}
+
+// Exec runs a command in a node, with this process's terminal, and returns its exit
+// code. Without a node it is the server's.
+func (c *Cluster) Exec(ctx context.Context, node string, command []string) (int, error) {
+	rec, err := c.node(node)
+	if err != nil {
+		return 0, err
+	}
+	cmd, err := c.again(ctx, append([]string{"shell", "--name", c.Name, rec.Name, "--"}, command...)...)
+	if err != nil {
+		return 0, err
+	}
+	run := func() error { return cmd.Run() }
+	if cmd != nil {
+		// From a login's own cgroup nobody but root gets into a node's.
+		if err := userns.JoinScope(ctx, fmt.Sprintf("knarr-shell-%d", os.Getpid()), os.Getpid()); err != nil {
+			return 0, err
+		}
+	} else {
+		h, err := c.Node(rec.Name)
+		if err != nil {
+			return 0, err
+		}
+		defer h.Close()
+		inside := h.Inside(ctx, command[0], command[1:]...)
+		cmd, run = inside.Cmd, inside.Run
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	err = run()
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return exit.ExitCode(), nil
+	}
+	return 0, err
 }
 
 // Node opens a node's host, to run programs in it. The caller closes it. Without

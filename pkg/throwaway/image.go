@@ -122,6 +122,13 @@ func (c *Cluster) Load(ctx context.Context, img Image) error {
 	if _, err := c.node(""); err != nil {
 		return fmt.Errorf("load image %s: %w", img, err)
 	}
+	if cmd, err := c.again(ctx, "load", "--name", c.Name, "--", img.text); err != nil || cmd != nil {
+		if err == nil {
+			cmd.Stdin = os.Stdin
+			err = doAgain(cmd)
+		}
+		return err
+	}
 	cache, err := c.imageCache(ctx)
 	if err != nil {
 		return fmt.Errorf("load image %s: %w", img, err)

@@ -187,7 +187,7 @@ func (k *keeper) start(ctx context.Context) (err error) {
 		return err
 	}
 	k.token = t.String()
-	k.lab, err = lab.New(ctx, lab.Config{Name: k.Record.Context(), Dir: k.Folder.dir(k.Config.Name), Subnet: k.Record.Subnet()})
+	k.lab, err = lab.New(ctx, lab.Config{Name: k.Record.Context(), Dir: k.Folder.dir(k.Config.Name), Subnet: k.Record.Subnet(), State: k.Folder.labState(k.Record)})
 	if err != nil {
 		return explain(err)
 	}

@@ -1,6 +1,7 @@
 package throwaway
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,24 +10,29 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/knarr-dev/knarr/pkg/scratch"
 	"github.com/knarr-dev/knarr/pkg/throwaway/lab"
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 // DirVariable names the folder of all throwaway clusters. Its default is
 // /var/lib/knarr-throwaway, and it is there only while there is a cluster. It
 // must lie on a file system that can carry an overlay: ext4, xfs; no overlay. The
-// default of others than root, whose clusters have no nodes, is
-// ~/.local/state/knarr-throwaway.
+// default of others than root is ~/.local/state/knarr-throwaway.
 const DirVariable = "KNARR_THROWAWAY_DIR"
 
 const defaultDir = "/var/lib/knarr-throwaway"
+
+// machineRoot tells whether this process may do anything to the machine.
+func machineRoot() bool { return os.Geteuid() == 0 && !userns.Inside() }
 
 // A folder holds a folder for each cluster, with
 //
@@ -36,13 +42,14 @@ const defaultDir = "/var/lib/knarr-throwaway"
 //	NODE.log      what the node's server or agent wrote
 //	keeper.log    what the keeper wrote
 //	knarr-NAME/   the lab's folder with the nodes' disks
+//	labs/         what is known of the lab, if it is not root's
 //
 // It is on a disk and not below /run, so that what a power cut left is found.
 type folder string
 
 func thisFolder() (folder, error) {
 	dir := os.Getenv(DirVariable)
-	if dir == "" && os.Geteuid() == 0 {
+	if dir == "" && machineRoot() {
 		return defaultDir, nil
 	}
 	if dir == "" {
@@ -70,6 +77,8 @@ type Record struct {
 	Created time.Time `json:"created"`
 	// Slot is the third byte of its subnet.
 	Slot int `json:"slot"`
+	// UserNamespace is set if it is not root's, but of a user namespace's root.
+	UserNamespace bool `json:"userNamespace,omitempty"`
 	// Keeper is the process that keeps it.
 	Keeper int `json:"keeper"`
 	// Ready is when all its nodes were ready first; zero before.
@@ -104,6 +113,14 @@ func (r *Record) Context() string { return "knarr-" + r.Name }
 func (f folder) dir(name string) string { return filepath.Join(string(f), name) }
 
 func (f folder) file(name, file string) string { return filepath.Join(string(f), name, file) }
+
+// labState is where the cluster's lab is recorded; empty is where root's are.
+func (f folder) labState(rec *Record) string {
+	if rec.UserNamespace {
+		return f.file(rec.Name, "labs")
+	}
+	return ""
+}
 
 func (f folder) locked(fn func() error) error { return lab.LockFolder(string(f), fn) }
 
@@ -188,7 +205,7 @@ func (f folder) lives(name string) (bool, error) {
 // holds the folder's lock.
 func (f folder) sweep() (alive []*Record, err error) {
 	var errs []error
-	if os.Geteuid() == 0 {
+	if machineRoot() {
 		errs = append(errs, lab.Sweep(context.Background(), ""))
 	}
 	entries, err := os.ReadDir(string(f))
@@ -222,9 +239,12 @@ func (f folder) sweep() (alive []*Record, err error) {
 	return alive, errors.Join(errs...)
 }
 
-// undo removes what a cluster has beside its lab, which is gone already.
+// undo removes what a cluster has beside its lab. Root's labs are gone already.
 func (f folder) undo(rec *Record) error {
 	err := killMarked(rec.ID)
+	if rec.UserNamespace && !userns.Inside() {
+		err = errors.Join(err, f.undoLab(rec))
+	}
 	if rec.Kubeconfig != "" {
 		err = errors.Join(err, forgetContext(rec))
 	}
@@ -236,6 +256,30 @@ func (f folder) undo(rec *Record) error {
 	}
 	return nil
 }
+
+// undoLab has a process that is root of the same ids remove what files of a lab are
+// owned by them.
+func (f folder) undoLab(rec *Record) error {
+	if _, err := os.Stat(f.labState(rec)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	cmd := exec.Command("/proc/self/exe", "internal", "undo-lab", f.labState(rec))
+	cmd.Args[0] = "knarr"
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	err := userns.Start(context.Background(), cmd, "")
+	if err == nil {
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(said.String()))
+	}
+	return nil
+}
+
+// UndoLab removes what dead labs left that are recorded in a folder. It is what Knarr
+// calls itself with.
+func UndoLab(ctx context.Context, state string) error { return lab.Sweep(ctx, state) }
 
 // Sweep removes what clusters left behind whose keeper was killed, and whatever
 // was left by a power cut; also the temporary folders of control planes that are no

@@ -25,7 +25,7 @@ func cacheDir() (string, error) {
 	if dir := os.Getenv(CacheVariable); dir != "" {
 		return filepath.Abs(dir)
 	}
-	if os.Geteuid() == 0 {
+	if machineRoot() {
 		return "/var/cache/knarr", nil
 	}
 	dir, err := os.UserCacheDir()

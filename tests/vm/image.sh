@@ -1,7 +1,8 @@
 #!/bin/sh
 # image.sh FOLDER makes the virtual machine's disk, FOLDER/base.raw, and its
-# kernel and initrd beside it: Debian 12 with systemd, Podman and nothing that needs
-# a network. It runs in a mount namespace of its own, so that no mount is left.
+# kernel and initrd beside it: Debian 12 with systemd, Podman, what clusters without
+# root need, and nothing that needs a network. It runs in a mount namespace of its
+# own, so that no mount is left.
 set -eu
 if [ "${KNARR_IMAGE_MOUNTS-}" != own ]; then
 	KNARR_IMAGE_MOUNTS=own exec unshare --mount --propagation private "$0" "$@"
@@ -35,7 +36,7 @@ mount -t sysfs sys "$root/sys"
 mount --rbind /dev "$root/dev"
 DEBIAN_FRONTEND=noninteractive chroot "$root" sh -ec '
 	apt-get -q update
-	apt-get -q -y --no-install-recommends install linux-image-cloud-amd64 podman
+	apt-get -q -y --no-install-recommends install linux-image-cloud-amd64 podman uidmap dbus-user-session
 	apt-get clean
 	rm -rf /var/lib/apt/lists/*' </dev/null
 umount -l "$root/dev" "$root/sys" "$root/proc"

@@ -20,6 +20,7 @@ import (
 	"k8s.io/klog/v2"
 	"k8s.io/kubernetes/cmd/kubelet/app"
 	"k8s.io/kubernetes/cmd/kubelet/app/options"
+	"k8s.io/kubernetes/pkg/features"
 	upstream "k8s.io/kubernetes/pkg/kubelet"
 	kubeletconfig "k8s.io/kubernetes/pkg/kubelet/apis/config"
 	"k8s.io/kubernetes/pkg/kubelet/kubeletconfig/configfiles"
@@ -65,6 +66,9 @@ type Config struct {
 	Kubeconfig string
 	// OOMScoreAdj is set for this process, -999 to 1000.
 	OOMScoreAdj int32
+	// UserNamespace has the kubelet do without what only the machine's root may:
+	// sysctls, and to hear of processes that were killed for memory.
+	UserNamespace bool
 	// LeaseDuration is how long the node's lease lasts, of which a quarter passes
 	// between two renewals; ReportFrequency is how often its status is written though
 	// nothing in it has changed. 0 is upstream's default, 40 s and 5 m.
@@ -295,6 +299,12 @@ func (k *Kubelet) ours(flags *options.KubeletFlags, kc *kubeletconfig.KubeletCon
 	}
 	if c.ReportFrequency > 0 {
 		kc.NodeStatusReportFrequency = metav1.Duration{Duration: c.ReportFrequency}
+	}
+	if c.UserNamespace && kc.FeatureGates == nil {
+		kc.FeatureGates = map[string]bool{}
+	}
+	if _, told := kc.FeatureGates[string(features.KubeletInUserNamespace)]; c.UserNamespace && !told {
+		kc.FeatureGates[string(features.KubeletInUserNamespace)] = true
 	}
 	kc.FailCgroupV1 = false
 	kc.FailSwapOn = false

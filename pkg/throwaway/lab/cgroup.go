@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 const (
@@ -78,6 +80,32 @@ func findCgroups(path string) (cgroups, error) {
 		return nil, errors.New("no cgroup hierarchy is mounted below " + cgroupRoot)
 	}
 	return found, nil
+}
+
+// baseCgroup is the path below which labs have their cgroups: the root, or where this
+// process may make some without being the machine's root. There it leaves its own
+// cgroup for a leaf, for that one is to hand its controllers down.
+func baseCgroup() (string, error) {
+	if !userns.Inside() {
+		return "", nil
+	}
+	own, err := userns.CgroupOf(os.ReadFile, os.Getpid())
+	if err != nil || filepath.Base(own) == leaf {
+		return filepath.Dir(own), err
+	}
+	base := cgroup{Mount: cgroupRoot, V2: true, Path: own}
+	here := base
+	here.Path = filepath.Join(own, leaf)
+	if err := os.Mkdir(here.dir(), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("make cgroup: %w", err)
+	}
+	if err := here.write("cgroup.procs", "0"); err != nil {
+		return "", fmt.Errorf("leave for a leaf cgroup: %w", err)
+	}
+	if err := base.handDown(); err != nil {
+		return "", fmt.Errorf("hand controllers of %s down: %w", base.dir(), err)
+	}
+	return own, nil
 }
 
 // controllerOptions keeps what says which v1 hierarchy is meant.

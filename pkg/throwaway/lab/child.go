@@ -36,6 +36,8 @@ type initSpec struct {
 	Dir      string // host's folder on the machine
 	Binds    []Bind
 	Cgroups  cgroups
+	// UserNamespace is set if the machine's root made none of this.
+	UserNamespace bool
 }
 
 // enterSpec says which host to enter.

@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 // HostConfig says what a host has of its own.
@@ -257,6 +259,7 @@ func (h *Host) boot(ctx context.Context) (err error) {
 	}
 	spec := initSpec{
 		Hostname: h.cfg.Hostname, Dir: h.dir, Binds: h.cfg.Binds, Cgroups: h.cgroups,
+		UserNamespace: userns.Inside(),
 	}
 	if err := json.NewEncoder(orders).Encode(spec); err != nil {
 		return fmt.Errorf("tell first process what to do: %w", err)

@@ -10,7 +10,8 @@
 // and undone by Close, or by Sweep when nobody was left to call Close.
 //
 // A program that uses the package calls [MaybeInit] first thing in main, and a
-// test in TestMain. It needs root and Linux 5.12.
+// test in TestMain. It needs root and Linux 5.12; root of a namespace of package
+// userns will do, and then changes no sysctl of the machine.
 package lab
 
 import (
@@ -76,7 +77,11 @@ func New(ctx context.Context, cfg Config) (_ *Lab, err error) {
 		return nil, fmt.Errorf("make lab: %w", err)
 	}
 	l := &Lab{cfg: cfg, dir: filepath.Join(cfg.Dir, cfg.Name)}
-	if l.cgroups, err = findCgroups("knarr-lab-" + cfg.Name); err != nil {
+	base, err := baseCgroup()
+	if err != nil {
+		return nil, fmt.Errorf("make lab %s: %w", cfg.Name, err)
+	}
+	if l.cgroups, err = findCgroups(filepath.Join(base, "knarr-lab-"+cfg.Name)); err != nil {
 		return nil, fmt.Errorf("make lab %s: %w", cfg.Name, err)
 	}
 	rec := record{Name: cfg.Name, PID: os.Getpid(), Cgroups: l.cgroups}

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 const defaultState = "/run/knarr-lab"
@@ -183,8 +185,12 @@ func (rec record) undo() error {
 }
 
 // noteMachine writes down the machine's settings, unless another lab has,
-// and then changes those that labs need changed.
+// and then changes those that labs need changed. Who is not the machine's root can
+// change none.
 func (r registry) noteMachine(cg cgroups) error {
+	if userns.Inside() {
+		return nil
+	}
 	if _, err := os.Stat(r.machine()); err == nil {
 		return nil
 	}

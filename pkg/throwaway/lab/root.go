@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
 // A host's folder holds its disk, and what it changes in /etc.
@@ -72,7 +74,7 @@ func (h *Host) makeEtc() error {
 		if err != nil {
 			return err
 		}
-		if err := unix.Setxattr(dir, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
+		if err := unix.Setxattr(dir, opaque(), []byte("y"), 0); err != nil {
 			return fmt.Errorf("hide the machine's /etc/%s: %w", name, err)
 		}
 	}
@@ -97,6 +99,15 @@ func (h *Host) makeEtc() error {
 		}
 	}
 	return nil
+}
+
+// opaque is the attribute of a folder that hides what layers below have of it. In a
+// user namespace the kernel heeds another one, of the file's owner.
+func opaque() string {
+	if userns.Inside() {
+		return "user.overlay.opaque"
+	}
+	return "trusted.overlay.opaque"
 }
 
 // A tree is a detached copy of a part of the machine's mounts, or a link.
@@ -144,6 +155,9 @@ func buildRoot(spec initSpec) error {
 	}
 	// Relative names: the host's folder may have a comma in its own.
 	layers := "lowerdir=/etc,upperdir=" + etcDir + ",workdir=" + etcWork
+	if spec.UserNamespace {
+		layers += ",userxattr"
+	}
 	if err := mountAt(filepath.Join(root, "etc"), "overlay", 0, layers); err != nil {
 		return fmt.Errorf("%w: does %s lie on ext4 or xfs?", err, spec.Dir)
 	}
