@@ -94,7 +94,7 @@ release: build image
 
 # What links all of Kubernetes is vetted but not raced: a race build of it is
 # another cold build of many minutes.
-RACE := ./pkg/archive ./pkg/scratch ./pkg/throwaway/nat ./pkg/component ./pkg/durable ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/service ./pkg/addons/registry ./pkg/release ./pkg/upgrade ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./pkg/pidone ./pkg/throwaway/imagecache ./tests/chaos/record ./tests/chaos/flakydisk
+RACE := ./pkg/throwaway/userns ./pkg/archive ./pkg/scratch ./pkg/throwaway/nat ./pkg/component ./pkg/durable ./pkg/status ./pkg/sdnotify ./pkg/bundle/... ./pkg/datastore/... ./pkg/node/nftwatch ./pkg/token ./pkg/join ./pkg/dial ./pkg/loadbalancer ./pkg/service ./pkg/addons/registry ./pkg/release ./pkg/upgrade ./pkg/tunnel ./pkg/edge/... ./pkg/controlplane/membership ./pkg/pidone ./pkg/throwaway/imagecache ./tests/chaos/record ./tests/chaos/flakydisk
 
 # ARGS=--once ends by itself.
 run: build images

@@ -69,6 +69,13 @@ func (c *Config) check() error {
 	if err := CheckNet(c.Net); err != nil {
 		return err
 	}
+	if c.Kubeconfig != "" {
+		// The keeper works elsewhere.
+		var err error
+		if c.Kubeconfig, err = filepath.Abs(c.Kubeconfig); err != nil {
+			return err
+		}
+	}
 	if c.ControlPlaneOnly {
 		return c.checkApart()
 	}

@@ -245,3 +245,12 @@ func TestImagesComeFromWhereTheyAreNamed(t *testing.T) {
 		}
 	}
 }
+
+func TestAKubeconfigIsFoundFromElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	c := Config{Name: "dev", Kubeconfig: "config"}
+	if err := c.check(); err != nil || c.Kubeconfig != filepath.Join(dir, "config") {
+		t.Errorf("got %s, %v", c.Kubeconfig, err)
+	}
+}

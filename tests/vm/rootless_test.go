@@ -97,11 +97,11 @@ func (n *node) withoutRoot(t *testing.T) {
 	n.leavesNothing(t, before)
 }
 
-// ofSailor is what there is of the user's: processes, control groups and mounts, and
-// files below that of clusters.
+// ofSailor is what there is of the user's: processes (but D-Bus, which is started at
+// the first question), control groups and mounts, and files below that of clusters.
 func (n *node) ofSailor(t *testing.T) []string {
 	t.Helper()
-	lines := strings.Split(n.sh(t, `ps -u sailor -o args= | sed 's/^/process /'
+	lines := strings.Split(n.sh(t, `ps -u sailor -o args= | grep -v dbus-daemon | sed 's/^/process /'
 		find /sys/fs/cgroup/user.slice -type d -name '*knarr*'
 		awk '/knarr|sailor/ {print "mount", $2}' /proc/mounts
 		find /home/sailor/.local/state/knarr-throwaway 2>/dev/null || true`), "\n")
