@@ -23,7 +23,14 @@ type supervisor struct {
 	mu    sync.Mutex
 	lines []string
 	more  chan struct{} // closed at the next line
-	kept  []*os.File    // each named as the server did
+	kept  []keptFile
+}
+
+// A keptFile is a plain descriptor: as a file of Go's it would have this process
+// wake up for every packet that the server reads from it.
+type keptFile struct {
+	fd   int
+	name string // as the server named it
 }
 
 func listenNotify(path string) (*supervisor, error) {
@@ -59,7 +66,7 @@ func (s *supervisor) listen() {
 }
 
 // received are the files that came with a message.
-func received(rights []byte, lines []string) []*os.File {
+func received(rights []byte, lines []string) []keptFile {
 	name := ""
 	for _, l := range lines {
 		if n, ok := strings.CutPrefix(l, "FDNAME="); ok {
@@ -70,7 +77,7 @@ func received(rights []byte, lines []string) []*os.File {
 	if err != nil {
 		return nil
 	}
-	var files []*os.File
+	var files []keptFile
 	for _, m := range messages {
 		fds, err := unix.ParseUnixRights(&m)
 		if err != nil {
@@ -78,7 +85,7 @@ func received(rights []byte, lines []string) []*os.File {
 		}
 		for _, fd := range fds {
 			unix.CloseOnExec(fd)
-			files = append(files, os.NewFile(uintptr(fd), name))
+			files = append(files, keptFile{fd, name})
 		}
 	}
 	return files
@@ -88,7 +95,10 @@ func received(rights []byte, lines []string) []*os.File {
 func (s *supervisor) takeKept() []*os.File {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	files := s.kept
+	var files []*os.File
+	for _, f := range s.kept {
+		files = append(files, os.NewFile(uintptr(f.fd), f.name))
+	}
 	s.kept = nil
 	return files
 }

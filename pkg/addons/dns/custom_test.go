@@ -116,7 +116,12 @@ func TestStaleAnswersAreGivenWhileUpstreamIsGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	up := &dns.Server{PacketConn: s.udp, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
+	udp, tcp, err := s.Serve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	up := &dns.Server{PacketConn: udp, Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
 		m := new(dns.Msg).SetReply(r)
 		rr, err := dns.NewRR(r.Question[0].Name + " 1 IN A 192.0.2.1")
 		if err != nil {
@@ -130,6 +135,7 @@ func TestStaleAnswersAreGivenWhileUpstreamIsGone(t *testing.T) {
 	ready, _ := start(t, Config{REST: api.rest, ClusterIP: netip.MustParseAddr("10.43.0.10"), Upstreams: []netip.AddrPort{s.Addr()}, Sockets: sockets})
 	<-ready
 	await(t, sockets.Addr(), "www.example.test.", "the address", hasAddress("192.0.2.1"))
+	udp.Close()
 	s.Close()
 	// The answer is good for five seconds, the least that the cache keeps one.
 	await(t, sockets.Addr(), "www.example.test.", "the old address", func(m *dns.Msg) bool {

@@ -205,7 +205,7 @@ func (d *DNS) change(ctx context.Context, cl *cluster, fw *forwarder, c custom, 
 // serve answers queries until ctx ends, a socket fails, or another server is to
 // follow, which it returns. It closes ready when synced is closed.
 func (d *DNS) serve(ctx context.Context, srv *served, synced <-chan struct{}, changed <-chan *served, fw *forwarder, ready chan<- struct{}) (*served, error) {
-	udp, tcp, err := d.cfg.Sockets.dup()
+	udp, tcp, err := d.cfg.Sockets.Serve()
 	if err != nil {
 		return nil, err
 	}

@@ -80,10 +80,18 @@ func newUpstream(t *testing.T) *upstream {
 		t.Fatal(err)
 	}
 	u := &upstream{addr: s.Addr()}
-	for _, srv := range []*dns.Server{{PacketConn: s.udp, Handler: u}, {Listener: s.tcp, Handler: u}} {
+	udp, tcp, err := s.Serve()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, srv := range []*dns.Server{{PacketConn: udp, Handler: u}, {Listener: tcp, Handler: u}} {
 		go srv.ActivateAndServe()
 	}
-	t.Cleanup(func() { s.Close() })
+	t.Cleanup(func() {
+		udp.Close()
+		tcp.Close()
+		s.Close()
+	})
 	return u
 }
 

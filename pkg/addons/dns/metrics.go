@@ -3,6 +3,7 @@ package dns
 import (
 	"context"
 	"errors"
+	"runtime"
 	"time"
 
 	"github.com/coredns/coredns/plugin"
@@ -66,6 +67,7 @@ func (m *measure) Name() string { return "measure" }
 
 func (m *measure) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	began := time.Now()
+	growStack()
 	a := &answered{ResponseWriter: w, rcode: -1}
 	rcode, err := plugin.NextOrFailure(m.Name(), m.next, ctx, a, r)
 	if a.rcode < 0 { // the server answers by the code
@@ -78,6 +80,16 @@ func (m *measure) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	m.told.queries.WithLabelValues(proto, code(a.rcode)).Inc()
 	m.told.duration.Observe(time.Since(began).Seconds())
 	return rcode, err
+}
+
+// growStack has the stack of the goroutine of a query grow at once to what an answer
+// takes. It would double three times on the way, and copy all calls so far each time:
+// a fifth of the work of an answer.
+//
+//go:noinline
+func growStack() {
+	var room [10 << 10]byte
+	runtime.KeepAlive(&room)
 }
 
 func code(rcode int) string {

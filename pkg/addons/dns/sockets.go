@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -23,26 +24,61 @@ const queueBytes = 4 << 20
 // when that socket closes, so a successor must be given this one, not open a
 // second.
 type Sockets struct {
-	udp *net.UDPConn
-	tcp *net.TCPListener
+	addr netip.AddrPort
+
+	mu sync.Mutex
+	// Plain descriptors, -1 if there is none: as a file of Go's each would have its
+	// network poller wake up for every packet that a server has read from another
+	// handle, which halved the rate of answers.
+	udp, tcp int
 }
 
 // Listen binds both sockets to addr. The address need not be on a link yet.
 // With port 0 the system chooses one.
 func Listen(ctx context.Context, addr netip.AddrPort) (*Sockets, error) {
 	lc := net.ListenConfig{Control: prepare}
-	l, err := lc.Listen(ctx, "tcp", addr.String())
+	tcp, err := lc.Listen(ctx, "tcp", addr.String())
 	if err != nil {
 		return nil, listenError("tcp", addr, err)
 	}
-	tcp := l.(*net.TCPListener)
+	defer tcp.Close()
 	addr = tcp.Addr().(*net.TCPAddr).AddrPort()
-	p, err := lc.ListenPacket(ctx, "udp", addr.String())
+	udp, err := lc.ListenPacket(ctx, "udp", addr.String())
 	if err != nil {
-		tcp.Close()
 		return nil, listenError("udp", addr, err)
 	}
-	return &Sockets{udp: p.(*net.UDPConn), tcp: tcp}, nil
+	defer udp.Close()
+	s := &Sockets{addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), udp: -1, tcp: -1}
+	for _, c := range []struct {
+		of any
+		to *int
+	}{{udp, &s.udp}, {tcp, &s.tcp}} {
+		if *c.to, err = descriptor(c.of.(syscall.Conn)); err != nil {
+			return nil, errors.Join(listenError("udp", addr, err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// descriptor gives a descriptor of its own on a socket.
+func descriptor(of syscall.Conn) (int, error) {
+	raw, err := of.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(of uintptr) { fd, err = duplicate(int(of)) }); cerr != nil {
+		return -1, cerr
+	}
+	return fd, err
+}
+
+func duplicate(of int) (int, error) {
+	fd, err := unix.FcntlInt(uintptr(of), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("copy a socket: %w", err)
+	}
+	return fd, nil
 }
 
 func listenError(network string, addr netip.AddrPort, err error) error {
@@ -78,15 +114,23 @@ func prepare(network, _ string, c syscall.RawConn) error {
 // FromFiles takes over the sockets that a predecessor's Files handed down, in
 // any order. The files are closed, whatever the outcome.
 func FromFiles(files ...*os.File) (*Sockets, error) {
-	s := &Sockets{}
+	s := &Sockets{udp: -1, tcp: -1}
 	var errs []error
 	for _, f := range files {
 		errs = append(errs, s.adopt(f), f.Close())
 	}
-	if s.udp == nil || s.tcp == nil {
+	if s.udp < 0 || s.tcp < 0 {
 		errs = append(errs, errors.New("a UDP socket and a TCP listener are needed"))
-	} else if s.udp.LocalAddr().String() != s.tcp.Addr().String() {
-		errs = append(errs, fmt.Errorf("the sockets belong to two addresses: %s/udp, %s/tcp", s.udp.LocalAddr(), s.tcp.Addr()))
+	} else if udp, tcp, err := s.Serve(); err != nil {
+		errs = append(errs, err)
+	} else {
+		if udp.LocalAddr().String() != tcp.Addr().String() {
+			errs = append(errs, fmt.Errorf("the sockets belong to two addresses: %s/udp, %s/tcp", udp.LocalAddr(), tcp.Addr()))
+		}
+		addr := tcp.Addr().(*net.TCPAddr).AddrPort()
+		s.addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
+		udp.Close()
+		tcp.Close()
 	}
 	if err := errors.Join(errs...); err != nil {
 		s.Close()
@@ -96,70 +140,91 @@ func FromFiles(files ...*os.File) (*Sockets, error) {
 }
 
 func (s *Sockets) adopt(f *os.File) error {
-	if p, err := net.FilePacketConn(f); err == nil {
-		if udp, ok := p.(*net.UDPConn); ok && s.udp == nil {
-			s.udp = udp
-			return nil
-		}
-		p.Close()
-		return fmt.Errorf("%s is not the UDP socket", f.Name())
-	}
-	l, err := net.FileListener(f)
+	fd, err := duplicate(int(f.Fd()))
 	if err != nil {
-		return fmt.Errorf("%s is not a listening socket: %w", f.Name(), err)
+		return err
 	}
-	if tcp, ok := l.(*net.TCPListener); ok && s.tcp == nil {
-		s.tcp = tcp
-		return nil
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil {
+		unix.Close(fd)
+		return fmt.Errorf("%s is no socket: %w", f.Name(), err)
 	}
-	l.Close()
-	return fmt.Errorf("%s is not the TCP listener", f.Name())
+	to, what := &s.udp, "UDP socket"
+	if kind == unix.SOCK_STREAM {
+		to, what = &s.tcp, "TCP listener"
+	}
+	if *to >= 0 {
+		unix.Close(fd)
+		return fmt.Errorf("%s is not the %s", f.Name(), what)
+	}
+	*to = fd
+	return nil
 }
 
 // Addr is what both sockets are bound to.
-func (s *Sockets) Addr() netip.AddrPort {
-	a := s.tcp.Addr().(*net.TCPAddr).AddrPort()
-	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-}
+func (s *Sockets) Addr() netip.AddrPort { return s.addr }
 
 // Files gives copies of the UDP socket and the TCP listener, in this order, to
 // hand to a successor or to systemd's descriptor store. The caller closes them.
 func (s *Sockets) Files() ([]*os.File, error) {
-	udp, err := s.udp.File()
-	if err != nil {
-		return nil, fmt.Errorf("copy the UDP socket of cluster DNS: %w", err)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var files []*os.File
+	for _, f := range []struct {
+		fd   int
+		name string
+	}{{s.udp, "the UDP socket"}, {s.tcp, "the TCP listener"}} {
+		fd, err := duplicate(f.fd)
+		if err != nil {
+			for _, f := range files {
+				f.Close()
+			}
+			return nil, fmt.Errorf("copy %s of cluster DNS: %w", f.name, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), f.name))
 	}
-	tcp, err := s.tcp.File()
-	if err != nil {
-		udp.Close()
-		return nil, fmt.Errorf("copy the TCP listener of cluster DNS: %w", err)
-	}
-	return []*os.File{udp, tcp}, nil
+	return files, nil
 }
 
-// dup gives second handles on the same sockets: a server closes its own ones
-// when it stops.
-func (s *Sockets) dup() (*net.UDPConn, *net.TCPListener, error) {
+// Serve gives handles on the sockets for a server to read from and to close when it
+// stops. There should be one server at a time.
+func (s *Sockets) Serve() (*net.UDPConn, *net.TCPListener, error) {
 	files, err := s.Files()
 	if err != nil {
 		return nil, nil, err
 	}
-	d, err := FromFiles(files...)
+	defer files[0].Close()
+	defer files[1].Close()
+	p, err := net.FilePacketConn(files[0])
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("open %s: %w", files[0].Name(), err)
 	}
-	return d.udp, d.tcp, nil
+	l, err := net.FileListener(files[1])
+	if err != nil {
+		p.Close()
+		return nil, nil, fmt.Errorf("open %s: %w", files[1].Name(), err)
+	}
+	udp, isUDP := p.(*net.UDPConn)
+	tcp, isTCP := l.(*net.TCPListener)
+	if !isUDP || !isTCP {
+		p.Close()
+		l.Close()
+		return nil, nil, fmt.Errorf("sockets at %s and %s are not those of a name server", p.LocalAddr(), l.Addr())
+	}
+	return udp, tcp, nil
 }
 
 // Close gives the sockets up. What waits in them is lost, unless another handle
-// on them is open.
+// on them is open. A second call does nothing.
 func (s *Sockets) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var errs []error
-	if s.udp != nil {
-		errs = append(errs, s.udp.Close())
-	}
-	if s.tcp != nil {
-		errs = append(errs, s.tcp.Close())
+	for _, fd := range []*int{&s.udp, &s.tcp} {
+		if *fd >= 0 {
+			errs = append(errs, unix.Close(*fd))
+			*fd = -1
+		}
 	}
 	return errors.Join(errs...)
 }
