@@ -7,7 +7,9 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/idle"
 	"github.com/knarr-dev/knarr/pkg/logs"
+	"github.com/knarr-dev/knarr/pkg/memory"
 	"github.com/knarr-dev/knarr/pkg/version"
 )
 
@@ -18,6 +20,10 @@ func runApart(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	log := logs.Setup(os.Stderr, logs.Options{Debug: cfg.Log.Debug, JSON: cfg.Log.Format == "json"})
+	heap := memory.Hurry()
+	if !cfg.Log.WorkqueueMetrics {
+		idle.Queues()
+	}
 	c, err := cluster.New(cluster.Config{Config: cfg, Log: log})
 	if err != nil {
 		return err
@@ -38,6 +44,7 @@ func runApart(ctx context.Context, cfg *config.Config) error {
 		(&server{out: os.Stderr}).timings(c)
 	}
 	log.Info("ready", "after", time.Since(began).Round(time.Millisecond), "version", version.Kubernetes, "server", c.Host(), "kubeconfig", c.KubeconfigPath())
+	go heap.Rest(ctx, memory.SettleAfterApart, log)
 	select {
 	case <-ctx.Done():
 		c.Close()

@@ -36,6 +36,7 @@ import (
 	"github.com/knarr-dev/knarr/pkg/join"
 	"github.com/knarr-dev/knarr/pkg/loadbalancer"
 	"github.com/knarr-dev/knarr/pkg/logs"
+	"github.com/knarr-dev/knarr/pkg/memory"
 	"github.com/knarr-dev/knarr/pkg/node"
 	"github.com/knarr-dev/knarr/pkg/node/nftwatch"
 	"github.com/knarr-dev/knarr/pkg/part"
@@ -397,7 +398,7 @@ func (s *server) announce(ctx context.Context, c instance) {
 		}
 	}
 	notify("starting")
-	heap := hurry()
+	heap := memory.Hurry()
 	select {
 	case <-c.Ready():
 	case <-ctx.Done():
@@ -418,16 +419,7 @@ func (s *server) announce(ctx context.Context, c instance) {
 		s.log.Warn("tell systemd that the cluster is ready", "err", err)
 	}
 	notify("ready")
-	heap.settle()
-	// Once more when what the cluster did after its start is over, too.
-	for range 2 {
-		select {
-		case <-time.After(settleAfter):
-			heap.shrink(s.log)
-		case <-ctx.Done():
-			return
-		}
-	}
+	heap.Rest(ctx, memory.SettleAfter, s.log)
 }
 
 // timings prints when each component was ready.

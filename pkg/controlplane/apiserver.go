@@ -108,13 +108,13 @@ func (a *APIServer) Run(ctx context.Context, ready chan<- struct{}) error {
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	first := &firstAccept{Listener: lis, accepting: make(chan struct{})}
-	server, err := a.prepare(ctx, first, store)
+	own := newListener(lis)
+	server, err := a.prepare(ctx, own, store)
 	if err != nil {
 		return err
 	}
 	go func() {
-		for _, done := range append(server.authorizing, (<-chan struct{})(first.accepting)) {
+		for _, done := range append(server.authorizing, (<-chan struct{})(own.accepting)) {
 			select {
 			case <-done:
 			case <-ctx.Done():
@@ -151,7 +151,7 @@ type preparedServer struct {
 	authorizing []<-chan struct{}
 }
 
-func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datastore.Store) (*preparedServer, error) {
+func (a *APIServer) prepare(ctx context.Context, lis *listener, store *datastore.Store) (*preparedServer, error) {
 	making.apiServer.Lock()
 	defer making.apiServer.Unlock()
 	opts := options.NewServerRunOptions()
@@ -237,9 +237,11 @@ func (a *APIServer) prepare(ctx context.Context, lis net.Listener, store *datast
 	for path, h := range streams {
 		chain.GenericAPIServer.Handler.NonGoRestfulMux.HandlePrefix(path, h)
 	}
-	if h := chain.GenericAPIServer.Handler; a.cfg.Admit != nil {
+	h := chain.GenericAPIServer.Handler
+	if a.cfg.Admit != nil {
 		h.FullHandlerChain = a.cfg.Admit(h.FullHandlerChain)
 	}
+	h.FullHandlerChain = lis.count(h.FullHandlerChain)
 	if err := a.extend(chain, cfg); err != nil {
 		return nil, err
 	}
@@ -411,16 +413,4 @@ func waitReady(ctx context.Context, s *preparedServer) error {
 			return ctx.Err()
 		}
 	}
-}
-
-// firstAccept tells when a server begins to accept.
-type firstAccept struct {
-	net.Listener
-	once      sync.Once
-	accepting chan struct{}
-}
-
-func (l *firstAccept) Accept() (net.Conn, error) {
-	l.once.Do(func() { close(l.accepting) })
-	return l.Listener.Accept()
 }

@@ -157,7 +157,7 @@ func (m *Machine) PrepareCgroups(f Facts) error {
 	// Only the machine's true root group lacks this file; it alone may have
 	// both processes and controllers.
 	if _, err := os.Stat(filepath.Join(root, "cgroup.type")); err == nil {
-		if err := moveToLeaf(root); err != nil {
+		if err := MoveToLeaf(root); err != nil {
 			return fmt.Errorf("move the processes of cgroup %s into a leaf (needed before pods can have limits; is it mounted writable?): %w", c.Mount, err)
 		}
 	}
@@ -176,7 +176,10 @@ func (m *Machine) PrepareCgroups(f Facts) error {
 	return nil
 }
 
-func moveToLeaf(root string) error {
+// MoveToLeaf moves the processes of a v2 group, given by its folder, into a group
+// below it, init, so that it may hand controllers to others. It does nothing where
+// there are none.
+func MoveToLeaf(root string) error {
 	leaf := filepath.Join(root, "init")
 	moved := map[string]bool{}
 	for {

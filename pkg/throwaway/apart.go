@@ -9,7 +9,9 @@ import (
 
 	"github.com/knarr-dev/knarr/pkg/cluster"
 	"github.com/knarr-dev/knarr/pkg/config"
+	"github.com/knarr-dev/knarr/pkg/idle"
 	"github.com/knarr-dev/knarr/pkg/logs"
+	"github.com/knarr-dev/knarr/pkg/memory"
 )
 
 // serverLog is the file with what a control plane apart logs.
@@ -37,7 +39,12 @@ func (k *keeper) startApart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.apart, err = cluster.New(cluster.Config{Config: cfg, Seed: k.Config.From, Log: logs.Setup(log, logs.Options{})})
+	heap := memory.Hurry()
+	if !cfg.Log.WorkqueueMetrics {
+		idle.Queues()
+	}
+	logger := logs.Setup(log, logs.Options{})
+	k.apart, err = cluster.New(cluster.Config{Config: cfg, Seed: k.Config.From, Log: logger})
 	if err != nil {
 		return err
 	}
@@ -58,6 +65,8 @@ func (k *keeper) startApart(ctx context.Context) error {
 	if err := k.connect(ctx, k.apart.KubeconfigPath()); err != nil {
 		return err
 	}
+	// This process ends with it.
+	go heap.Rest(context.WithoutCancel(ctx), memory.SettleAfterApart, logger)
 	go func() {
 		if err := <-k.apart.Err(); err != nil {
 			k.ended <- fmt.Errorf("the control plane ended: %w", err)

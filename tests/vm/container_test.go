@@ -59,3 +59,23 @@ func (n *node) inContainer(t *testing.T) {
 	}
 	n.sh(t, "podman stop -t 300 ship >/dev/null && podman rm ship >/dev/null")
 }
+
+// runsInContainer runs a throwaway cluster in a job's container: privileged, with a
+// workspace from outside. Its root file system is the machine's, under an overlay.
+func (n *node) runsInContainer(t *testing.T) {
+	n.sh(t, "modprobe br_netfilter; mkdir -p /var/lib/workspace")
+	if _, err := n.run(t.Context(), []byte(sailorManifest), "sh", "-ec", "cat > /var/lib/workspace/sailor.yaml"); err != nil {
+		t.Fatal(err)
+	}
+	for _, round := range []string{"first", "second"} {
+		got := n.sh(t, `podman run --rm --privileged --network none -v /var/lib/workspace:/workspace -v /payload:/payload:ro \
+			-e KNARR_THROWAWAY_DIR=/workspace/.knarr --rootfs /:O sh -ec '
+			/payload/knarr run --image-archive /payload/test.tar -- sh -ec "
+				kubectl apply -f /workspace/sailor.yaml >&2; kubectl wait pod/sailor --for=condition=Ready --timeout=10m >&2
+				kubectl exec sailor -- cat /sys/fs/cgroup/memory.max"
+			find /workspace /sys/fs/cgroup -name "*knarr*"'`)
+		if got != "67108864" {
+			t.Errorf("the %s: its pod's limit, and what it leaves, are %q", round, got)
+		}
+	}
+}

@@ -54,6 +54,7 @@ func TestVirtualMachine(t *testing.T) {
 	t.Run("survives pods that take all memory", n.step(n.exhausted))
 	t.Run("installs itself, and leaves the machine as it was when it is uninstalled", n.step(n.uninstalls))
 	t.Run("runs a cluster in a container with cgroup v2", n.step(n.inContainer))
+	t.Run("runs throwaway clusters in a container, as CI runners do", n.step(n.runsInContainer))
 	t.Run("runs throwaway clusters without root", n.step(n.withoutRoot))
 }
 

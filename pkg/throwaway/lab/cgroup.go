@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/knarr-dev/knarr/pkg/host"
 	"github.com/knarr-dev/knarr/pkg/throwaway/userns"
 )
 
@@ -87,25 +88,33 @@ func findCgroups(path string) (cgroups, error) {
 // cgroup for a leaf, for that one is to hand its controllers down.
 func baseCgroup() (string, error) {
 	if !userns.Inside() {
-		return "", nil
+		return "", leaveRoot()
 	}
 	own, err := userns.CgroupOf(os.ReadFile, os.Getpid())
 	if err != nil || filepath.Base(own) == leaf {
 		return filepath.Dir(own), err
 	}
 	base := cgroup{Mount: cgroupRoot, V2: true, Path: own}
-	here := base
-	here.Path = filepath.Join(own, leaf)
-	if err := os.Mkdir(here.dir(), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("make cgroup: %w", err)
-	}
-	if err := here.write("cgroup.procs", "0"); err != nil {
+	if err := host.MoveToLeaf(base.dir()); err != nil {
 		return "", fmt.Errorf("leave for a leaf cgroup: %w", err)
 	}
 	if err := base.handDown(); err != nil {
 		return "", fmt.Errorf("hand controllers of %s down: %w", base.dir(), err)
 	}
 	return own, nil
+}
+
+// leaveRoot has the processes of a container leave the root of its own unified
+// hierarchy, which hands nothing to hosts while there are any.
+func leaveRoot() error {
+	// The machine's true root, which may have both, lacks this file.
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.type")); err != nil {
+		return nil
+	}
+	if err := host.MoveToLeaf(cgroupRoot); err != nil {
+		return fmt.Errorf("move the processes of this container's cgroup into a leaf: %w", err)
+	}
+	return nil
 }
 
 // controllerOptions keeps what says which v1 hierarchy is meant.

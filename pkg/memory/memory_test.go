@@ -1,4 +1,4 @@
-package cli
+package memory
 
 import (
 	"fmt"
@@ -16,7 +16,7 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "")
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	h := hurry()
+	h := Hurry()
 	large := make([]byte, startHeapLimit)
 	// The finalizer runs in a goroutine of its own, after a collection.
 	for debug.SetMemoryLimit(-1) < 2*int64(len(large)) {
@@ -35,7 +35,7 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 
 func TestCollectionsThatFollowEachOtherMakeRoom(t *testing.T) {
 	now := time.Now()
-	h := &heap{memory: 8 << 30, busy: true, last: now}
+	h := &Heap{memory: 8 << 30, busy: true, last: now}
 	const live = 100 << 20
 	for _, step := range []struct {
 		after time.Duration
@@ -53,7 +53,7 @@ func TestCollectionsThatFollowEachOtherMakeRoom(t *testing.T) {
 			t.Errorf("a collection after %s: %d %%, want %d", step.after, got, step.want)
 		}
 	}
-	small := &heap{memory: 512 << 20, busy: true}
+	small := &Heap{memory: 512 << 20, busy: true}
 	if got := small.percent(live); got != 64 {
 		t.Errorf("with 512 MiB of memory: %d %%", got)
 	}
@@ -63,7 +63,7 @@ func TestCollectionsThatFollowEachOtherMakeRoom(t *testing.T) {
 }
 
 func TestTheHeapOfTheStartIsMadeOfHugePages(t *testing.T) {
-	h := &heap{huge: useHugePages(16 << 20)}
+	h := &Heap{huge: useHugePages(16 << 20)}
 	if got := smapsFlags(t, h.huge.from); !strings.Contains(got, " hg") {
 		t.Skipf("this kernel has no huge pages (flags %q)", got)
 	}

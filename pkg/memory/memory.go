@@ -1,6 +1,9 @@
-package cli
+// Package memory has a process that is a cluster ask for memory freely while it
+// starts, and sparingly from then on.
+package memory
 
 import (
+	"context"
 	"log/slog"
 	"math"
 	"os"
@@ -31,18 +34,23 @@ const (
 	// two must be further apart than that.
 	busyWithin = 2 * time.Second
 	calmAfter  = 10 * time.Second
-	// settleAfter readiness the first pods and controllers have run, too.
-	settleAfter = time.Minute
 )
 
-// hurry lets the heap grow to startHeapLimit without collections while the
+// How long after it is ready a cluster has done what its start brings: with nodes the
+// first pods have run then, too.
+const (
+	SettleAfter      = time.Minute
+	SettleAfterApart = 15 * time.Second
+)
+
+// Hurry lets the heap grow to startHeapLimit without collections while the
 // cluster starts, and beyond it to twice of what lives, until it is settled.
 // GOGC and GOMEMLIMIT, where the user has set them, are left alone.
-func hurry() *heap {
+func Hurry() *Heap {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
-		return &heap{settled: true}
+		return &Heap{settled: true}
 	}
-	h := &heap{limit: startHeapLimit, memory: int64(host.Memory())}
+	h := &Heap{limit: startHeapLimit, memory: int64(host.Memory())}
 	if h.memory > 0 {
 		h.limit = min(h.limit, h.memory/4)
 	}
@@ -78,9 +86,9 @@ func useHugePages(size int64) pages {
 // and treats it as any memory.
 func (p pages) advise(how uintptr) { _ = advise(p.from, p.from+p.size, how) }
 
-// heap is a memory limit that follows the live heap: a cluster with many
+// Heap is a memory limit that follows the live heap: a cluster with many
 // objects would otherwise do nothing but collect.
-type heap struct {
+type Heap struct {
 	limit   int64
 	huge    pages
 	memory  int64 // what there is, in bytes
@@ -92,7 +100,7 @@ type heap struct {
 
 // watch looks at the heap after each collection; the runtime tells of one only
 // by what it collects.
-func (h *heap) watch() {
+func (h *Heap) watch() {
 	runtime.SetFinalizer(new(struct{ _ [16]byte }), func(any) {
 		h.mu.Lock()
 		defer h.mu.Unlock()
@@ -114,7 +122,7 @@ func liveHeap() int64 {
 
 // weigh takes note of a collection, and tells whether the process has begun or
 // ended to be at work. The caller holds mu.
-func (h *heap) weigh(now time.Time) (changed bool) {
+func (h *Heap) weigh(now time.Time) (changed bool) {
 	since := now.Sub(h.last)
 	h.last = now
 	was := h.busy
@@ -124,7 +132,7 @@ func (h *heap) weigh(now time.Time) (changed bool) {
 
 // percent is how much may be asked for between two collections, of what lives:
 // an eighth of the machine at most. The caller holds mu.
-func (h *heap) percent(live int64) int {
+func (h *Heap) percent(live int64) int {
 	if !h.busy {
 		return idleGCPercent
 	}
@@ -134,7 +142,7 @@ func (h *heap) percent(live int64) int {
 // settle ends the start's way to collect, once the cluster is ready. What is free
 // stays with the process until shrink: the first pods would only ask for it anew,
 // and have room as any work has.
-func (h *heap) settle() {
+func (h *Heap) settle() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.settled {
@@ -148,8 +156,23 @@ func (h *heap) settle() {
 	h.huge.advise(unix.MADV_NOHUGEPAGE)
 }
 
+// Rest is what follows the start, once the cluster is ready: what only the start needed
+// is given back after a while, and once more after as long, when what the cluster did
+// after its start is over, too. It returns then, or when ctx ends.
+func (h *Heap) Rest(ctx context.Context, after time.Duration, log *slog.Logger) {
+	h.settle()
+	for range 2 {
+		select {
+		case <-time.After(after):
+			h.shrink(log)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // shrink gives back to the machine what only the start needed.
-func (h *heap) shrink(log *slog.Logger) {
+func (h *Heap) shrink(log *slog.Logger) {
 	debug.FreeOSMemory()
 	// A huge page with holes is kept whole until the kernel splits it; it does
 	// for pages that are said to be cold.
