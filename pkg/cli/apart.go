@@ -20,7 +20,7 @@ func runApart(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	log := logs.Setup(os.Stderr, logs.Options{Debug: cfg.Log.Debug, JSON: cfg.Log.Format == "json"})
-	heap := memory.Hurry()
+	heap := memory.Hurry(memory.StartHeapApart)
 	if !cfg.Log.WorkqueueMetrics {
 		idle.Queues()
 	}

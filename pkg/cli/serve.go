@@ -398,7 +398,7 @@ func (s *server) announce(ctx context.Context, c instance) {
 		}
 	}
 	notify("starting")
-	heap := memory.Hurry()
+	heap := memory.Hurry(memory.StartHeap)
 	select {
 	case <-c.Ready():
 	case <-ctx.Done():

@@ -27,13 +27,20 @@ import (
 // collections that follow each other tell, it is the other way round: at 25 % a
 // hundred MB that live are marked for every 25 that are asked for.
 const (
-	startHeapLimit = 240 << 20 // bytes, on a machine that has four times as much
 	idleGCPercent  = 25
 	busyGCPercent  = 100 // less on a small machine
 	// Four times as much room makes collections four times as rare, so that the
 	// two must be further apart than that.
 	busyWithin = 2 * time.Second
 	calmAfter  = 10 * time.Second
+)
+
+// The heap that a start may make before it is collected, in bytes, on a machine that
+// has four times as much. That of a control plane apart is collected once more, for 60
+// of 500 ms: what lives lies in 20 MiB less then.
+const (
+	StartHeap      = 240 << 20
+	StartHeapApart = 96 << 20
 )
 
 // How long after it is ready a cluster has done what its start brings: with nodes the
@@ -43,14 +50,14 @@ const (
 	SettleAfterApart = 15 * time.Second
 )
 
-// Hurry lets the heap grow to startHeapLimit without collections while the
+// Hurry lets the heap grow to limit without collections while the
 // cluster starts, and beyond it to twice of what lives, until it is settled.
 // GOGC and GOMEMLIMIT, where the user has set them, are left alone.
-func Hurry() *Heap {
+func Hurry(limit int64) *Heap {
 	if os.Getenv("GOGC") != "" || os.Getenv("GOMEMLIMIT") != "" {
 		return &Heap{settled: true}
 	}
-	h := &Heap{limit: startHeapLimit, memory: int64(host.Memory())}
+	h := &Heap{limit: limit, memory: int64(host.Memory())}
 	if h.memory > 0 {
 		h.limit = min(h.limit, h.memory/4)
 	}

@@ -16,8 +16,8 @@ func TestMemoryLimitOfTheStartFollowsTheLiveHeap(t *testing.T) {
 	t.Setenv("GOMEMLIMIT", "")
 	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	defer debug.SetGCPercent(debug.SetGCPercent(100))
-	h := Hurry()
-	large := make([]byte, startHeapLimit)
+	h := Hurry(StartHeap)
+	large := make([]byte, StartHeap)
 	// The finalizer runs in a goroutine of its own, after a collection.
 	for debug.SetMemoryLimit(-1) < 2*int64(len(large)) {
 		runtime.GC()

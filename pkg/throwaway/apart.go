@@ -39,7 +39,7 @@ func (k *keeper) startApart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	heap := memory.Hurry()
+	heap := memory.Hurry(memory.StartHeapApart)
 	if !cfg.Log.WorkqueueMetrics {
 		idle.Queues()
 	}

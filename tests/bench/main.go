@@ -5,7 +5,8 @@
 //	go run ./tests/bench --only start,warm   # some of them
 //	go run ./tests/bench --compare old.json new.json
 //
-//	go run ./tests/bench --only addons --skip-peer   # each add-on off in turn: 26 minutes a run
+//	go run ./tests/bench --only addons --skip-peer   # memory with each add-on off in turn: 26 minutes a run
+//	go run ./tests/bench --only addons-start --skip-peer   # their starts: a minute a run
 //	go run ./tests/bench --only dns --skip-peer      # cluster DNS beside the program coredns
 //
 // It needs root, Go, losetup, mkfs.ext4 and zstd, an otherwise quiet machine,
@@ -59,7 +60,7 @@ func kinds() []string {
 }
 
 // askedFor are the kinds that are measured only when --only names them.
-func askedFor() []string { return []string{"addons", "dns"} }
+func askedFor() []string { return []string{"addons", "addons-start", "dns"} }
 
 func main() {
 	if lab.MaybeInit() {

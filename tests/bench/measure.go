@@ -163,6 +163,11 @@ func (b *bench) round(ctx context.Context, s subject, i int) error {
 			_ = session(k.without(off), "addons", b.addons(off))
 		}
 	}
+	if k, ok := s.(*knarr); ok && i < b.runs && b.wants("addons-start") {
+		for _, off := range addonRuns() {
+			_ = session(k.without(off), "addons-start", b.addonStart(off))
+		}
+	}
 	if _, ok := s.(*knarr); ok && i < b.runs && b.wants("dns") {
 		_ = session(s, "dns", b.dns)
 	}
