@@ -27,8 +27,8 @@ import (
 // collections that follow each other tell, it is the other way round: at 25 % a
 // hundred MB that live are marked for every 25 that are asked for.
 const (
-	idleGCPercent  = 25
-	busyGCPercent  = 100 // less on a small machine
+	idleGCPercent = 25
+	busyGCPercent = 100 // less on a small machine
 	// Four times as much room makes collections four times as rare, so that the
 	// two must be further apart than that.
 	busyWithin = 2 * time.Second
