@@ -154,12 +154,8 @@ func (m *Machine) PrepareCgroups(f Facts) error {
 		return nil
 	}
 	root := m.path(c.Mount)
-	// Only the machine's true root group lacks this file; it alone may have
-	// both processes and controllers.
-	if _, err := os.Stat(filepath.Join(root, "cgroup.type")); err == nil {
-		if err := MoveToLeaf(root); err != nil {
-			return fmt.Errorf("move the processes of cgroup %s into a leaf (needed before pods can have limits; is it mounted writable?): %w", c.Mount, err)
-		}
+	if err := MoveToLeaf(root); err != nil {
+		return fmt.Errorf("move the processes of cgroup %s into a leaf (needed before pods can have limits; is it mounted writable?): %w", c.Mount, err)
 	}
 	enabled := strings.Fields(m.read(filepath.Join(c.Mount, "cgroup.subtree_control")))
 	for _, controller := range c.Controllers {
@@ -176,11 +172,18 @@ func (m *Machine) PrepareCgroups(f Facts) error {
 	return nil
 }
 
+// CgroupLeaf is the group to which MoveToLeaf moves processes.
+const CgroupLeaf = "init"
+
 // MoveToLeaf moves the processes of a v2 group, given by its folder, into a group
-// below it, init, so that it may hand controllers to others. It does nothing where
-// there are none.
+// below it, so that it may hand controllers to others. It does nothing where there are
+// none, and to the machine's true root group, which may have both.
 func MoveToLeaf(root string) error {
-	leaf := filepath.Join(root, "init")
+	// Only the true root lacks this file.
+	if _, err := os.Stat(filepath.Join(root, "cgroup.type")); err != nil {
+		return nil
+	}
+	leaf := filepath.Join(root, CgroupLeaf)
 	moved := map[string]bool{}
 	for {
 		b, err := os.ReadFile(filepath.Join(root, "cgroup.procs"))

@@ -355,13 +355,19 @@ func (c *Cluster) again(ctx context.Context, args ...string) (*exec.Cmd, error) 
 	return userns.Enter(ctx, c.Keeper, exe, args...)
 }
 
-// doAgain runs what again gives. What it says of its failure is the error.
-func doAgain(cmd *exec.Cmd) error {
+// doneAgain has this program do args where the nodes can be reached, unless it is there
+// already, which done tells. What it says of its failure is the error.
+func (c *Cluster) doneAgain(ctx context.Context, args ...string) (done bool, err error) {
+	cmd, err := c.again(ctx, args...)
+	if err != nil || cmd == nil {
+		return err != nil, err
+	}
+	cmd.Stdin = os.Stdin
 	said, err := cmd.CombinedOutput()
 	if text := strings.TrimPrefix(strings.TrimSpace(string(said)), "knarr: "); err != nil && text != "" {
-		return errors.New(text)
+		err = errors.New(text)
 	}
-	return err
+	return true, err
 }
 
 // Exec runs a command in a node, with this process's terminal, and returns its exit

@@ -122,11 +122,7 @@ func (c *Cluster) Load(ctx context.Context, img Image) error {
 	if _, err := c.node(""); err != nil {
 		return fmt.Errorf("load image %s: %w", img, err)
 	}
-	if cmd, err := c.again(ctx, "load", "--name", c.Name, "--", img.text); err != nil || cmd != nil {
-		if err == nil {
-			cmd.Stdin = os.Stdin
-			err = doAgain(cmd)
-		}
+	if done, err := c.doneAgain(ctx, "load", "--name", c.Name, "--", img.text); done {
 		return err
 	}
 	cache, err := c.imageCache(ctx)

@@ -27,10 +27,7 @@ func (c *Cluster) Save(ctx context.Context, file string) (err error) {
 	if info, err := os.Stat(filepath.Dir(file)); err != nil || !info.IsDir() {
 		return fmt.Errorf("save cluster %s to %s: there is no such folder", c.Name, file)
 	}
-	if cmd, err := c.again(ctx, "save", c.Name, file); err != nil || cmd != nil {
-		if err == nil {
-			err = doAgain(cmd)
-		}
+	if done, err := c.doneAgain(ctx, "save", c.Name, file); done {
 		return err
 	}
 	work, err := os.MkdirTemp(c.folder.dir(c.Name), "save-*")

@@ -48,29 +48,15 @@ func Listen(ctx context.Context, addr netip.AddrPort) (*Sockets, error) {
 		return nil, listenError("udp", addr, err)
 	}
 	defer udp.Close()
-	s := &Sockets{addr: netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port()), udp: -1, tcp: -1}
-	for _, c := range []struct {
-		of any
-		to *int
-	}{{udp, &s.udp}, {tcp, &s.tcp}} {
-		if *c.to, err = descriptor(c.of.(syscall.Conn)); err != nil {
-			return nil, errors.Join(listenError("udp", addr, err), s.Close())
-		}
-	}
-	return s, nil
-}
-
-// descriptor gives a descriptor of its own on a socket.
-func descriptor(of syscall.Conn) (int, error) {
-	raw, err := of.SyscallConn()
+	udpFile, err := udp.(*net.UDPConn).File()
 	if err != nil {
-		return -1, err
+		return nil, listenError("udp", addr, err)
 	}
-	fd := -1
-	if cerr := raw.Control(func(of uintptr) { fd, err = duplicate(int(of)) }); cerr != nil {
-		return -1, cerr
+	tcpFile, err := tcp.(*net.TCPListener).File()
+	if err != nil {
+		return nil, errors.Join(listenError("tcp", addr, err), udpFile.Close())
 	}
-	return fd, err
+	return FromFiles(udpFile, tcpFile)
 }
 
 func duplicate(of int) (int, error) {

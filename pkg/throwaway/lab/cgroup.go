@@ -23,7 +23,7 @@ const (
 	cgroupRoot = "/sys/fs/cgroup"
 	// leaf holds a host's own processes on the unified hierarchy, where a
 	// cgroup with processes can't hand controllers to its children.
-	leaf = "init"
+	leaf = host.CgroupLeaf
 	// drainTime is how long killed processes may take to go.
 	drainTime = 20 * time.Second
 )
@@ -88,7 +88,11 @@ func findCgroups(path string) (cgroups, error) {
 // cgroup for a leaf, for that one is to hand its controllers down.
 func baseCgroup() (string, error) {
 	if !userns.Inside() {
-		return "", leaveRoot()
+		// A container's own root hands nothing to hosts while it has processes.
+		if err := host.MoveToLeaf(cgroupRoot); err != nil {
+			return "", fmt.Errorf("move the processes of this container's cgroup into a leaf: %w", err)
+		}
+		return "", nil
 	}
 	own, err := userns.CgroupOf(os.ReadFile, os.Getpid())
 	if err != nil || filepath.Base(own) == leaf {
@@ -102,19 +106,6 @@ func baseCgroup() (string, error) {
 		return "", fmt.Errorf("hand controllers of %s down: %w", base.dir(), err)
 	}
 	return own, nil
-}
-
-// leaveRoot has the processes of a container leave the root of its own unified
-// hierarchy, which hands nothing to hosts while there are any.
-func leaveRoot() error {
-	// The machine's true root, which may have both, lacks this file.
-	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.type")); err != nil {
-		return nil
-	}
-	if err := host.MoveToLeaf(cgroupRoot); err != nil {
-		return fmt.Errorf("move the processes of this container's cgroup into a leaf: %w", err)
-	}
-	return nil
 }
 
 // controllerOptions keeps what says which v1 hierarchy is meant.

@@ -11,12 +11,11 @@ import (
 
 	"github.com/coreos/go-systemd/v22/dbus"
 	godbus "github.com/godbus/dbus/v5"
+
+	"github.com/knarr-dev/knarr/pkg/host"
 )
 
 const cgroupRoot = "/sys/fs/cgroup"
-
-// needed are the controllers without which there is no node.
-func needed() []string { return []string{"cpu", "cpuset", "memory", "pids"} }
 
 // JoinScope has this user's systemd move a process to a new control group, in which
 // the process may make others. It is gone with the last process in it.
@@ -85,7 +84,7 @@ func checkControllers(read func(string) ([]byte, error), pid int) error {
 	if err != nil {
 		return err
 	}
-	missing := slices.DeleteFunc(needed(), func(name string) bool {
+	missing := slices.DeleteFunc(host.Cgroups{Mode: host.CgroupV2}.Needs(), func(name string) bool {
 		return slices.Contains(strings.Fields(string(has)), name)
 	})
 	if len(missing) > 0 {
